@@ -1,0 +1,120 @@
+"""Weights stored beside the model file: found only inside its folder, mapped rather than read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto
+
+from graphopt.errors import ModelError
+from graphopt.ir.convert import walk_graphs
+
+_PACKED = {TensorProto.INT4, TensorProto.UINT4}
+
+
+def external_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of the model, attributes and functions included, whose data is in another file."""
+    nodes = [node for function in proto.functions for node in function.node]
+    for graph in walk_graphs(proto.graph):
+        yield from (t for t in graph.initializer if t.data_location == TensorProto.EXTERNAL)
+        for sparse in graph.sparse_initializer:
+            yield from (t for t in (sparse.values, sparse.indices) if t.data_location == TensorProto.EXTERNAL)
+        nodes.extend(graph.node)
+    for node in nodes:
+        for attr in node.attribute:
+            tensors = [attr.t] if attr.type == onnx.AttributeProto.TENSOR else attr.tensors
+            yield from (t for t in tensors if t.data_location == TensorProto.EXTERNAL)
+
+
+def resolve(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
+    """Where a tensor's bytes are: file, offset, length.
+
+    Raises ModelError when the place is outside ``folder``, reached through a link, missing, or too short.
+    """
+    entries = {e.key: e.value for e in tensor.external_data}
+    location = entries.get("location", "")
+    where = f"external data of tensor {tensor.name!r}"
+    relative = Path(location)
+    if (
+        not location
+        or relative.is_absolute()
+        or ".." in relative.parts
+        or "\\" in location
+        or "\0" in location
+    ):
+        raise ModelError(
+            f"{where} points outside the model's folder: {location!r}",
+            "graphopt reads external data only from the folder of the model file",
+        )
+    path = folder / relative
+    step = folder
+    for part in relative.parts:
+        step = step / part
+        if step.is_symlink():
+            raise ModelError(
+                f"{where} is a symbolic link: {location!r}", "replace the link by the file it points to"
+            )
+    if not path.is_file():
+        raise ModelError(f"{where} is missing: {location!r} is not beside the model file")
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    count = int(np.prod(tensor.dims, dtype=np.int64))
+    needed = (count + 1) // 2 if tensor.data_type in _PACKED else count * dtype.itemsize
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
+    except ValueError:
+        raise ModelError(f"{where} has an offset or a length that is not a number") from None
+    size = path.stat().st_size
+    if min(tensor.dims, default=0) < 0 or offset < 0 or length != needed or offset + length > size:
+        raise ModelError(
+            f"{where} does not fit: shape {list(tensor.dims)} needs {needed} bytes, the model says {length} at "
+            f"offset {offset}, and {location!r} has {size}"
+        )
+    return path, offset, length
+
+
+def check(proto: onnx.ModelProto, folder: Path) -> bool:
+    """Resolve all external tensors of the model; returns whether there are any. Raises ModelError."""
+    found = False
+    for tensor in external_tensors(proto):
+        resolve(tensor, folder)
+        found = True
+    return found
+
+
+def map_initializers(constants: Iterator[gs.Constant], folder: Path) -> None:
+    """Turn initializers stored outside into read-only arrays mapped from their files."""
+    files: dict[Path, np.ndarray] = {}
+    for constant in constants:
+        tensor = getattr(constant._values, "tensor", None)
+        if not isinstance(tensor, TensorProto) or tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        path, offset, length = resolve(tensor, folder)
+        if path not in files:
+            empty = path.stat().st_size == 0
+            files[path] = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, mode="r")
+        raw = files[path][offset : offset + length]
+        if tensor.data_type in _PACKED:
+            inline = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+            inline.raw_data = raw.tobytes()
+            constant.values = onnx.numpy_helper.to_array(inline)
+        else:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            constant.values = raw.view(dtype).reshape(tuple(tensor.dims))
+        constant.data_location = None
+
+
+def inline_attributes(proto: onnx.ModelProto, folder: Path) -> None:
+    """Read the (small) tensors that node attributes keep outside."""
+    initializers = {id(t) for g in walk_graphs(proto.graph) for t in g.initializer}
+    for tensor in external_tensors(proto):
+        if id(tensor) not in initializers:
+            path, offset, length = resolve(tensor, folder)
+            with path.open("rb") as file:
+                file.seek(offset)
+                tensor.raw_data = file.read(length)
+            tensor.data_location = TensorProto.DEFAULT
+            del tensor.external_data[:]

@@ -1,0 +1,238 @@
+"""Reading and writing model files. Reading trusts nothing; writing replaces the target in one step or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError, EncodeError
+
+from graphopt.errors import ModelError, UsageError
+from graphopt.ir import convert, external
+from graphopt.ir.model import Model, Source
+from graphopt.ir.shapes import infer_shapes
+from graphopt.ir.verify import verify_input
+
+OLDEST_OPSET = 7
+EXTERNAL_THRESHOLD = 1_900_000_000  # bytes of weights; protobuf itself ends at 2 GiB
+_INLINE_BELOW = 1024  # bytes; small constants stay in the file, where shape inference can read them
+_ALIGNMENT = 4096
+
+
+def load(path: str | Path) -> Model:
+    """Read an ONNX file, with its external data mapped, its shapes inferred and its structure verified.
+
+    Raises ModelError that says what is wrong with the file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ModelError(f"{path} is a folder, not an ONNX file")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"no such file: {path}") from None
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from None
+    source = Source(str(path), hashlib.sha256(data).hexdigest())
+    proto = parse(data, str(path))
+    del data
+    has_external = external.check(proto, path.parent)
+    _check(proto, path, has_external)
+    external.inline_attributes(proto, path.parent)
+    model = Model.from_proto(proto, source)
+    external.map_initializers(model.constants(), path.parent)
+    verify_input(model, str(path))
+    infer_shapes(model)
+    return model
+
+
+def parse(data: bytes, name: str) -> onnx.ModelProto:
+    """Decode bytes as an ONNX model. Raises ModelError for what is not one, or of an unknown version."""
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except (DecodeError, RuntimeError, ValueError):
+        hint = "the file is truncated or damaged; export or copy it again" if data else "the file is empty"
+        raise ModelError(f"{name} is not a readable ONNX file", hint) from None
+    if not proto.ir_version or not proto.HasField("graph") or not proto.graph.output:
+        raise ModelError(
+            f"{name} is not an ONNX model (it has no graph with outputs)", "is it another format?"
+        )
+    newest = onnx.defs.onnx_opset_version()
+    opset = {o.domain or "ai.onnx": o.version for o in proto.opset_import}.get("ai.onnx")
+    if opset is None or not OLDEST_OPSET <= opset <= newest:
+        raise ModelError(
+            f"{name} uses opset {opset}; graphopt reads opsets {OLDEST_OPSET} to {newest}",
+            "convert it with onnx.version_converter, or export it again",
+        )
+    if proto.ir_version > onnx.IR_VERSION:
+        raise ModelError(
+            f"{name} has IR version {proto.ir_version}; the installed onnx reads up to {onnx.IR_VERSION}",
+            "upgrade onnx",
+        )
+    return proto
+
+
+def _check(proto: onnx.ModelProto, path: Path, has_external: bool) -> None:
+    try:
+        onnx.checker.check_model(str(path) if has_external else proto)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ModelError(f"{path} is not a valid ONNX model: {lines[0] if lines else error}") from None
+
+
+@dataclass
+class Staged:
+    """A model written under a temporary name next to its final place."""
+
+    path: Path
+    target: Path
+    data: Path | None = None
+    committed: bool = False
+
+    def commit(self) -> None:
+        """Put the file in its place, in one step."""
+        os.replace(self.path, self.target)
+        _sync_folder(self.target.parent)
+        self.committed = True
+        pattern = re.compile(re.escape(self.target.stem) + r"\.[0-9a-f]{16}\.data")
+        for old in self.target.parent.iterdir():
+            if old != self.data and pattern.fullmatch(old.name):
+                old.unlink(missing_ok=True)
+
+    def size(self) -> int:
+        """Bytes of the model, external data included."""
+        return self.path.stat().st_size + (self.data.stat().st_size if self.data else 0)
+
+
+def check_writable(target: Path, source: Path | None = None) -> None:
+    """Fail before the work, not after it: raises UsageError if ``target`` could not be written."""
+    folder = target.parent
+    if not folder.is_dir():
+        raise UsageError(f"the output folder {folder} does not exist", "create it, or give another -o")
+    if target.is_dir():
+        raise UsageError(f"the output path {target} is a folder", "give a file name with -o")
+    if source is not None and target.exists() and target.resolve() == source.resolve():
+        raise UsageError("the output would overwrite the input model", "give another file name with -o")
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{target.name}.", suffix=".tmp"):
+            pass
+    except OSError as error:
+        raise UsageError(f"cannot write into {folder}: {error.strerror}", "give another -o") from None
+
+
+@contextlib.contextmanager
+def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRESHOLD) -> Iterator[Staged]:
+    """Write ``model`` beside ``target`` and yield it; without ``commit()``, nothing of it is left behind.
+
+    Weights above ``external_above`` bytes in all go to a file of their own, named by the hash of its content, so
+    that the old model file keeps its data until the new one replaces it.
+    """
+    target = Path(target)
+    staged: Staged | None = None
+    temporary: list[Path] = []
+    try:
+        weights = sum(convert.nbytes(c) for c in model.constants())
+        data = _write_data(model, target, temporary) if weights > external_above else None
+        proto = data.proto if data else model.to_proto()
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        temporary.append(Path(name))
+        with os.fdopen(handle, "wb") as file:
+            file.write(proto.SerializeToString(deterministic=True))
+            del proto
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        staged = Staged(Path(name), target, data.path if data else None)
+        yield staged
+    except (OSError, EncodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = "free some space, or give another -o" if full else "give another -o"
+        raise UsageError(f"cannot write {target}: {reason}", hint) from None
+    finally:
+        if staged is None or not staged.committed:
+            for path in temporary:
+                path.unlink(missing_ok=True)
+
+
+def save(model: Model, target: str | Path, external_above: int = EXTERNAL_THRESHOLD) -> None:
+    """Write ``model`` to ``target`` atomically. Raises UsageError when the place cannot be written."""
+    with stage(model, target, external_above) as staged:
+        staged.commit()
+
+
+@dataclass
+class _Data:
+    path: Path
+    proto: onnx.ModelProto
+
+
+class _PlacedValues(convert.StubValues):
+    """An initializer exported as a reference into the data file."""
+
+    def __init__(self, tensor: gs.Constant, offset: int, length: int) -> None:
+        super().__init__(tensor)
+        self.tensor.external_data.add(key="offset", value=str(offset))
+        self.tensor.external_data.add(key="length", value=str(length))
+
+
+def _write_data(model: Model, target: Path, temporary: list[Path]) -> _Data:
+    """Stream the weights to a data file, one array at a time, and export a proto that refers to it."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".data.tmp")
+    temporary.append(Path(name))
+    placed: list[tuple[gs.Constant, object]] = []
+    digest, offset = hashlib.sha256(), 0
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for constant in model.constants():
+                length = convert.nbytes(constant)
+                if length < _INLINE_BELOW or convert.onnx_dtype(constant) in external._PACKED:
+                    continue
+                padding = bytes(-offset % _ALIGNMENT)
+                values = constant._values
+                array = values.load() if isinstance(values, convert.LazyValues) else values
+                for chunk in (padding, memoryview(array.reshape(-1).view("u1"))):
+                    file.write(chunk)
+                    digest.update(chunk)
+                offset += len(padding)
+                placed.append((constant, values))
+                constant._values = _PlacedValues(constant, offset, length)
+                offset += length
+            file.flush()
+            os.fsync(file.fileno())
+        final = target.parent / f"{target.stem}.{digest.hexdigest()[:16]}.data"
+        os.chmod(name, 0o666 & ~_umask())
+        existed = final.exists()
+        os.replace(name, final)
+        temporary[-1:] = [] if existed else [final]
+        proto = model.to_proto()
+    finally:
+        for constant, values in placed:
+            constant._values = values  # type: ignore[assignment]
+    for tensor in external.external_tensors(proto):
+        tensor.external_data[0].value = final.name
+    return _Data(final, proto)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,205 @@
+"""The one thing that flows through the pipeline: a model, as an onnx-graphsurgeon graph plus its metadata."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.logger import G_LOGGER
+
+from graphopt.ir import convert
+
+# graphsurgeon prints to stdout, which belongs to the result. What it would warn about is checked by ``ir.verify``.
+G_LOGGER.severity = G_LOGGER.CRITICAL
+
+_uids = itertools.count()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that a model was read from."""
+
+    path: str
+    sha256: str
+
+
+class Model:
+    """A graph, its opset imports, local functions and metadata, and a revision number.
+
+    Change the graph inside ``with model.edit() as graph:`` so that the revision moves and cached analyses of the
+    old graph are dropped. Weight arrays are shared between copies of a model: replace ``Constant.values``, never
+    write into the array.
+    """
+
+    def __init__(self, graph: gs.Graph, header: convert.Header, source: Source | None = None) -> None:
+        self.graph = graph
+        self.header = header
+        self.source = source
+        self.revision = 0
+        self.uid = next(_uids)
+        self._names: set[str] | None = None
+        self._captured: tuple[int, frozenset[str]] | None = None
+
+    # --- conversion -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_proto(cls, proto: onnx.ModelProto, source: Source | None = None) -> Model:
+        """Build a model from a proto whose initializers are inline or already mapped (see ``ir.io.load``).
+
+        Raises ModelError for what the IR cannot represent.
+        """
+        graph, header = convert.import_model(proto)
+        return cls(graph, header, source)
+
+    @classmethod
+    def from_text(cls, text: str) -> Model:
+        """Build a model from the ONNX text format (``onnx.parser``), with shapes inferred. For tests and examples."""
+        from graphopt.ir.shapes import infer_shapes
+
+        model = cls.from_proto(onnx.parser.parse_model(text))
+        infer_shapes(model)
+        return model
+
+    def to_proto(self, stub_above: int | None = None) -> onnx.ModelProto:
+        """Convert to a proto.
+
+        With ``stub_above``, initializers of more bytes than that keep their type and shape but carry no data:
+        enough for shape inference and structure, at no memory.
+        """
+        return convert.export_model(self.graph, self.header, stub_above)
+
+    def to_bytes(self) -> bytes:
+        """Serialize, deterministically. Only for models under 2 GB; ``ir.io.save`` has no such limit."""
+        return self.to_proto().SerializeToString(deterministic=True)
+
+    def copy(self) -> Model:
+        """An independent graph that shares the weight arrays."""
+        return Model(convert.copy_graph(self.graph), self.header.copy(), self.source)
+
+    # --- changing -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def edit(self) -> Iterator[gs.Graph]:
+        """The way to change the graph: the revision moves when the block ends, even by an exception."""
+        try:
+            yield self.graph
+        finally:
+            self.touch()
+
+    def touch(self) -> None:
+        """Declare that the graph changed."""
+        self.revision += 1
+
+    def replace_with(self, other: Model) -> None:
+        """Become ``other`` (which must not be used afterwards)."""
+        self.graph, self.header = other.graph, other.header
+        self._names = None
+        self.touch()
+
+    def fresh_name(self, stem: str) -> str:
+        """A node or tensor name that nothing in the model uses; the same calls give the same names."""
+        if self._names is None:
+            self._names = set(self._all_names())
+        name = stem
+        for k in itertools.count(1):
+            if name not in self._names:
+                break
+            name = f"{stem}_{k}"
+        self._names.add(name)
+        return name
+
+    def constant(self, stem: str, values: np.ndarray) -> gs.Constant:
+        """A new initializer with a fresh name."""
+        return gs.Constant(self.fresh_name(stem), np.ascontiguousarray(values))
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set."""
+        return self.header.opsets.get("", 1)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The model's ``metadata_props``; changing it changes the model."""
+        return self.header.metadata
+
+    @property
+    def inputs(self) -> list[gs.Variable]:
+        """Graph inputs that a caller must feed, in order (inputs with a default value are not among them)."""
+        return [t for t in self.graph.inputs if t.name not in self.header.input_defaults]
+
+    @property
+    def outputs(self) -> list[gs.Tensor]:
+        return list(self.graph.outputs)
+
+    def graphs(self) -> Iterator[gs.Graph]:
+        """The main graph, then every subgraph (bodies of local functions are not included)."""
+        yield self.graph
+        yield from self.graph.subgraphs(recursive=True)
+
+    def constants(self) -> Iterator[gs.Constant]:
+        """Every initializer once, in order of first use, those of subgraphs included."""
+        seen: set[int] = set()
+        for graph in self.graphs():
+            for tensor in graph.tensors().values():
+                if isinstance(tensor, gs.Constant) and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    yield tensor
+
+    def captured(self) -> frozenset[str]:
+        """Names of main-graph tensors that some subgraph reads by name. They must not be renamed or removed."""
+        if self._captured is None or self._captured[0] != self.revision:
+            names: set[str] = set()
+            for sub in self.graph.subgraphs(recursive=True):
+                names.update(t.name for n in sub.nodes for t in n.inputs)
+                names.update(t.name for t in sub.outputs)
+            self._captured = (self.revision, frozenset(names))
+        return self._captured[1]
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        return any(tensor is out for out in self.graph.outputs)
+
+    def fingerprint(self) -> int:
+        """A number that changes when the structure or the identity of a weight array does. Linear, cheap."""
+        parts: list[object] = [self.opset, tuple(sorted(self.metadata.items()))]
+        for graph in self.graphs():
+            for node in graph.nodes:
+                parts.append((node.op, node.name, node.domain, _freeze(node.attrs)))
+                parts.append(tuple(t.name for t in node.inputs))
+                parts.append(tuple(t.name for t in node.outputs))
+            parts.append(tuple(t.name for t in graph.inputs + graph.outputs))
+        parts.extend((c.name, id(c._values)) for c in self.constants())
+        return hash(tuple(parts))
+
+    def _all_names(self) -> Iterator[str]:
+        for graph in self.graphs():
+            yield from (t.name for t in graph.inputs + graph.outputs)
+            for node in graph.nodes:
+                yield node.name
+                yield from (t.name for t in node.inputs)
+                yield from (t.name for t in node.outputs)
+
+
+def is_loaded(constant: gs.Constant) -> bool:
+    """Whether the values are in memory as an array (not still in the file's proto)."""
+    return not isinstance(constant._values, LazyValues)
+
+
+def _freeze(attrs: dict[str, object]) -> tuple[object, ...]:
+    def one(value: object) -> object:
+        if isinstance(value, list):
+            return tuple(one(v) for v in value)
+        if isinstance(value, gs.Constant):
+            return (value.name, id(value._values))
+        if isinstance(value, gs.Graph):
+            return "graph"
+        return value if isinstance(value, int | float | str | bytes) else id(value)
+
+    return tuple((k, one(v)) for k, v in attrs.items())

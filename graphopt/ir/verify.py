@@ -1,0 +1,137 @@
+"""Structural checks of a model: on loading, where they blame the file, and after each pass, where they blame the pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import networkx as nx
+import onnx_graphsurgeon as gs
+
+from graphopt.errors import ModelError, PassError
+from graphopt.ir.model import Model
+from graphopt.ir.view import node_view, reads
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a pass must keep: the graph's interface exactly, and what was known of each tensor."""
+
+    inputs: tuple[tuple[object, ...], ...]
+    outputs: tuple[tuple[object, ...], ...]
+    known: dict[str, tuple[bool, int | None]]
+
+    @classmethod
+    def of(cls, model: Model) -> Snapshot:
+        known = {
+            name: (t.dtype is not None, None if t.shape is None else len(t.shape))
+            for name, t in model.graph.tensors().items()
+        }
+        return cls(_interface(model.graph.inputs), _interface(model.graph.outputs), known)
+
+
+def _interface(tensors: list[gs.Tensor]) -> tuple[tuple[object, ...], ...]:
+    return tuple((t.name, str(t.dtype), None if t.shape is None else tuple(t.shape)) for t in tensors)
+
+
+def problems(model: Model) -> list[str]:
+    """What is structurally wrong with a model: names, single assignment, order, dangling reads. Linear."""
+    found: list[str] = []
+    _graph_problems(model.graph, frozenset(), found, "")
+    return found
+
+
+def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], where: str) -> None:
+    tensors: dict[str, gs.Tensor] = {}
+    defined: set[str] = set(outer)
+    for tensor in graph.inputs:
+        if tensor.name in tensors:
+            found.append(f"two graph inputs are named {tensor.name!r}{where}")
+        tensors[tensor.name] = tensor
+        defined.add(tensor.name)
+    produced: dict[str, str] = {}
+    node_names: set[str] = set()
+    for node in graph.nodes:
+        if node.name in node_names:
+            found.append(f"two nodes are named {node.name!r}{where}")
+        node_names.add(node.name)
+        for tensor in node.outputs:
+            if not tensor.name:
+                continue
+            if tensor.name in produced:
+                found.append(
+                    f"tensor {tensor.name!r} is written by {produced[tensor.name]!r} and {node.name!r}{where}"
+                )
+            elif tensor.name in defined and tensor.name not in outer:
+                found.append(f"node {node.name!r} writes the graph input {tensor.name!r}{where}")
+            produced[tensor.name] = node.name
+        for tensor in (*node.inputs, *node.outputs):
+            if not tensor.name:
+                continue
+            other = tensors.setdefault(tensor.name, tensor)
+            if other is not tensor and tensor.name not in outer:
+                found.append(f"two different tensors are named {tensor.name!r}{where}")
+            if isinstance(tensor, gs.Constant):
+                if tensor.name in produced:
+                    found.append(
+                        f"node {produced[tensor.name]!r} writes the initializer {tensor.name!r}{where}"
+                    )
+                defined.add(tensor.name)
+    late: list[tuple[str, str]] = []
+    for node in graph.nodes:
+        for name in (t.name for t in node.inputs if t.name):
+            if name not in defined:
+                late.append((node.name, name))
+        for sub in node.subgraphs():
+            visible = frozenset(defined) | frozenset(produced)
+            _graph_problems(sub, visible, found, f" (in a subgraph of {node.name!r})")
+            inner = {t.name for n in sub.nodes for t in n.outputs} | {t.name for t in sub.inputs}
+            late.extend(
+                (node.name, name) for name in reads(node) if name not in defined and name not in inner
+            )
+        defined.update(t.name for t in node.outputs if t.name)
+    if late:
+        found.extend(_order_problems(graph, late, produced, where))
+    for tensor in graph.outputs:
+        if tensor.name not in defined and not isinstance(tensor, gs.Constant):
+            found.append(f"the graph output {tensor.name!r} is never written{where}")
+
+
+def _order_problems(
+    graph: gs.Graph, late: list[tuple[str, str]], produced: dict[str, str], where: str
+) -> list[str]:
+    dangling = [(node, name) for node, name in late if name not in produced]
+    if dangling:
+        return [f"node {node!r} reads {name!r}, which nothing writes{where}" for node, name in dangling]
+    try:
+        cycle = nx.find_cycle(node_view(graph))
+    except nx.NetworkXNoCycle:
+        return [f"node {node!r} reads {name!r} before it is written{where}" for node, name in late[:3]]
+    names = " -> ".join(graph.nodes[edge[0]].name for edge in cycle)
+    return [f"the graph has a cycle: {names}{where}"]
+
+
+def verify_input(model: Model, name: str) -> None:
+    """Raise ModelError for the first structural problems of a loaded file."""
+    found = problems(model)
+    if found:
+        raise ModelError(f"{name} is malformed: " + "; ".join(found[:3]))
+
+
+def verify(model: Model, before: Snapshot | None = None, blame: str = "") -> None:
+    """Raise PassError if a pass left the model malformed, or changed or forgot what it must keep."""
+    found = problems(model)
+    if before is not None:
+        for kind, old, new in (
+            ("inputs", before.inputs, _interface(model.graph.inputs)),
+            ("outputs", before.outputs, _interface(model.graph.outputs)),
+        ):
+            if old != new:
+                found.append(f"the graph's {kind} changed from {list(old)} to {list(new)}")
+        for name, tensor in model.graph.tensors().items():
+            had_dtype, had_rank = before.known.get(name, (False, None))
+            if had_dtype and tensor.dtype is None:
+                found.append(f"the dtype of {name!r} was known and is lost")
+            if had_rank is not None and tensor.shape is None:
+                found.append(f"the rank of {name!r} was known and is lost")
+    if found:
+        raise PassError(f"{blame or 'the pass'} broke the model: " + "; ".join(found[:5]))

@@ -1,0 +1,39 @@
+"""The model as a networkx graph, so that orders, components and reachability are asked of networkx."""
+
+from __future__ import annotations
+
+import networkx as nx
+import onnx_graphsurgeon as gs
+
+
+def node_view(graph: gs.Graph) -> nx.DiGraph:
+    """A directed graph over node positions: an edge from the producer of a tensor to each of its consumers.
+
+    What a node's subgraphs read from ``graph`` counts as read by the node. Linear in nodes and uses.
+    """
+    view = nx.DiGraph()
+    view.add_nodes_from(range(len(graph.nodes)))
+    producer = {t.name: i for i, node in enumerate(graph.nodes) for t in node.outputs if t.name}
+    for i, node in enumerate(graph.nodes):
+        for name in reads(node):
+            if name in producer:
+                view.add_edge(producer[name], i)
+    return view
+
+
+def reads(node: gs.Node) -> list[str]:
+    """Names that a node reads, by its inputs or inside its subgraphs. Empty (omitted) inputs are left out."""
+    names = [t.name for t in node.inputs if t.name]
+    for sub in node.subgraphs(recursive=True):
+        names.extend(t.name for n in sub.nodes for t in n.inputs if t.name)
+        names.extend(t.name for t in sub.outputs)
+    return names
+
+
+def sort(graph: gs.Graph) -> None:
+    """Order the nodes topologically, keeping the present order where it is free.
+
+    Raises networkx.NetworkXUnfeasible for a cycle.
+    """
+    nodes = list(graph.nodes)
+    graph.nodes = [nodes[i] for i in nx.lexicographical_topological_sort(node_view(graph))]

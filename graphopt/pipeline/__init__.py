@@ -1,0 +1,17 @@
+"""Passes, their text form, and the manager that runs and checks them."""
+
+from graphopt.pipeline.base import Kind, OptionInfo, Pass, PassResult, Skipped, option
+from graphopt.pipeline.context import Context
+from graphopt.pipeline.registry import Registry, format_pipeline
+
+__all__ = [
+    "Context",
+    "Kind",
+    "OptionInfo",
+    "Pass",
+    "PassResult",
+    "Registry",
+    "Skipped",
+    "format_pipeline",
+    "option",
+]

@@ -1,0 +1,194 @@
+"""What a pass is: a frozen dataclass whose typed fields are its options and whose docstring is its help text."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from graphopt import spec
+from graphopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from graphopt.ir.model import Model
+    from graphopt.pipeline.context import Context
+
+
+class Kind(Enum):
+    """What a pass promises about the outputs of the model."""
+
+    EXACT = "exact"  # unchanged beyond float noise; the manager checks it
+    LOSSY = "lossy"  # changed; the gates decide whether that is acceptable
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something a pass considered and left alone, with a reason that a user can act on."""
+
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass
+class PassResult:
+    """What a pass did. ``metrics`` are plain JSON values that the pass chooses."""
+
+    changed: bool
+    metrics: dict[str, Any] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """Declare an option of a pass: a default, one line of help, and the values it may take (bounds inclusive)."""
+    return field(default=default, metadata={"help": help, "min": min, "max": max, "choices": choices})
+
+
+@dataclass(frozen=True)
+class OptionInfo:
+    """An option as help texts and error messages speak of it."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    min: float | None
+    max: float | None
+    choices: tuple[str, ...] | None
+
+    @property
+    def allowed(self) -> str:
+        """The permitted values, in words."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        kind = _type_name(self.type)
+        if self.min is not None and self.max is not None:
+            return f"{kind} from {self.min:g} to {self.max:g}"
+        if self.min is not None:
+            return f"{kind}, at least {self.min:g}"
+        if self.max is not None:
+            return f"{kind}, at most {self.max:g}"
+        return kind
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """Base class of all passes. A subclass sets ``name`` and ``kind``, declares options, and implements ``run``."""
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    requires: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for info in self.options():
+            object.__setattr__(self, info.name, _convert(self.name, info, getattr(self, info.name)))
+
+    @abstractmethod
+    def run(self, model: Model, ctx: Context) -> PassResult:
+        """Change ``model`` (inside ``with model.edit()``) and say what was done."""
+
+    @classmethod
+    def options(cls) -> list[OptionInfo]:
+        """The options, in the order in which they are declared."""
+        hints = typing.get_type_hints(cls)
+        return [
+            OptionInfo(
+                f.name,
+                hints[f.name],
+                f.default,
+                f.metadata.get("help", ""),
+                f.metadata.get("min"),
+                f.metadata.get("max"),
+                f.metadata.get("choices"),
+            )
+            for f in dataclasses.fields(cls)
+        ]
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Pass:
+        """Construct from named options. Raises UsageError, with the nearest match, for an unknown one."""
+        known = [info.name for info in cls.options()]
+        for key in options:
+            if key not in known:
+                raise spec.unknown("option", key, known, f" of pass {cls.name!r}")
+        return cls(**options)
+
+    @property
+    def spec(self) -> str:
+        """Canonical text: the name and the options that differ from their defaults."""
+        changed = {
+            i.name: getattr(self, i.name) for i in self.options() if getattr(self, i.name) != i.default
+        }
+        return spec.format_item(spec.Item(self.name, changed))
+
+    @classmethod
+    def summary(cls) -> str:
+        """First line of the help text."""
+        return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+
+
+def _type_name(kind: Any) -> str:
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(k) for k in typing.get_args(kind) if k is not type(None))
+    if origin is tuple:
+        return "a list [a,b,...]"
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _convert(owner: str, info: OptionInfo, value: Any) -> Any:
+    converted = _to_type(info.type, value)
+    if converted is _BAD or (info.choices and converted not in info.choices):
+        bad = True
+    else:
+        number = isinstance(converted, int | float) and not isinstance(converted, bool)
+        low = number and info.min is not None and converted < info.min
+        high = number and info.max is not None and converted > info.max
+        bad = low or high or converted != converted
+    if bad:
+        raise UsageError(
+            f"option {info.name!r} of {owner!r} cannot be {spec.format_value(value)}: it is {info.allowed}",
+            f"{info.name}: {info.help}",
+        )
+    return converted
+
+
+_BAD = object()
+
+
+def _to_type(kind: Any, value: Any) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        for part in typing.get_args(kind):
+            converted = _to_type(part, value)
+            if converted is not _BAD:
+                return converted
+        return _BAD
+    if kind is type(None):
+        return None if value is None else _BAD
+    if origin is tuple:
+        part = typing.get_args(kind)[0]
+        items = value if isinstance(value, tuple | list) else (value,)
+        converted = tuple(_to_type(part, v) for v in items)
+        return _BAD if any(v is _BAD for v in converted) else converted
+    if kind is bool:
+        return value if isinstance(value, bool) else _BAD
+    if kind is int:
+        return value if isinstance(value, int) and not isinstance(value, bool) else _BAD
+    if kind is float:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else _BAD
+    if kind is str:
+        return value if isinstance(value, str) else spec.format_value(value)
+    return value

@@ -1,0 +1,48 @@
+"""What a pass may use besides the model."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from graphopt.analysis.base import Analysis, Cache
+from graphopt.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from graphopt.data.loader import Batches
+    from graphopt.ir.model import Model
+    from graphopt.runtime.target import Target
+
+T = TypeVar("T")
+
+
+@dataclass
+class Context:
+    """Calibration images, the target, the seed, progress, and cached analyses. There are no globals.
+
+    ``calibration`` is never empty: without images it holds synthetic ones and says so (``calibration.synthetic``).
+    ``reference`` is the model as it was loaded.
+    """
+
+    target: Target
+    calibration: Batches
+    reference: Model
+    seed: int = 0
+    threads: int = 1
+    progress: Progress = field(default_factory=Silent)
+    _cache: Cache = field(default_factory=Cache, repr=False)
+
+    def analysis(self, question: Analysis[T], model: Model) -> T:
+        """The cached answer to ``question`` about the present revision of ``model``."""
+        return self._cache.get(question, model, self)
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A generator that depends on the seed and the purpose alone, not on what ran before."""
+        return np.random.default_rng([self.seed, zlib.crc32(purpose.encode())])
+
+    def forget(self, model: Model) -> None:
+        """Free cached answers about earlier revisions of ``model``."""
+        self._cache.drop_stale(model)

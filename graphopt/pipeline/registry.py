@@ -1,0 +1,111 @@
+"""Which passes exist. Built-in and third-party passes are found the same way: the entry-point group ``graphopt.passes``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from graphopt import spec
+from graphopt.errors import PassError, UsageError
+from graphopt.pipeline.base import Pass
+
+GROUP = "graphopt.passes"
+
+
+class Registry:
+    """Passes by name: those installed, plus those loaded from files."""
+
+    def __init__(self) -> None:
+        self._points = {p.name: p for p in importlib.metadata.entry_points(group=GROUP)}
+        self._classes: dict[str, type[Pass]] = {}
+
+    def names(self) -> list[str]:
+        return sorted({*self._points, *self._classes})
+
+    def get(self, name: str) -> type[Pass]:
+        """The pass class called ``name``. Raises UsageError with the nearest match, PassError if it cannot load."""
+        if name in self._classes:
+            return self._classes[name]
+        if name not in self._points:
+            raise spec.unknown("pass", name, self.names())
+        point = self._points[name]
+        try:
+            cls = point.load()
+        except Exception as error:
+            raise PassError(
+                f"the pass {name!r} of {point.value} cannot be imported: {error}",
+                "reinstall the package it comes from",
+            ) from error
+        return self.add(cls)
+
+    def add(self, cls: type[Pass]) -> type[Pass]:
+        """Register a class. Raises UsageError for one that is not a usable pass."""
+        if not (isinstance(cls, type) and issubclass(cls, Pass)) or not hasattr(cls, "kind"):
+            raise UsageError(f"{cls!r} is not a pass: derive it from graphopt.Pass and set name and kind")
+        self._classes[cls.name] = cls
+        return cls
+
+    def load_file(self, path: str | Path) -> list[type[Pass]]:
+        """Register the passes that a Python file defines (imported ones do not count)."""
+        path = Path(path)
+        if not path.is_file():
+            raise UsageError(f"no such pass file: {path}")
+        name = f"graphopt_loaded_{path.stem}"
+        module_spec = importlib.util.spec_from_file_location(name, path)
+        if module_spec is None or module_spec.loader is None:
+            raise UsageError(f"{path} is not a Python file")
+        module = importlib.util.module_from_spec(module_spec)
+        sys.modules[name] = module
+        try:
+            module_spec.loader.exec_module(module)
+        except Exception as error:
+            raise UsageError(
+                f"the pass file {path} fails on import: {type(error).__name__}: {error}"
+            ) from error
+        found = [
+            value
+            for value in vars(module).values()
+            if isinstance(value, type) and issubclass(value, Pass) and value.__module__ == name
+        ]
+        if not found:
+            raise UsageError(f"{path} defines no pass", "derive a class from graphopt.Pass in it")
+        for cls in found:
+            if not getattr(cls, "name", None):
+                raise UsageError(f"the pass class {cls.__name__} in {path} has no name")
+            self.add(cls)
+        return found
+
+    def build(self, passes: str | Iterable[str | dict[str, Any]]) -> list[Pass]:
+        """Turn specification text, or a list of texts and ``{name=..., option=...}`` tables, into passes.
+
+        Passes named in ``requires`` that have not run by then are inserted before the pass that needs them.
+        """
+        items: list[spec.Item] = []
+        for entry in [passes] if isinstance(passes, str) else passes:
+            if isinstance(entry, str):
+                items.extend(spec.parse(entry))
+            elif isinstance(entry, dict) and isinstance(entry.get("name"), str):
+                items.append(spec.Item(entry["name"], {k: v for k, v in entry.items() if k != "name"}))
+            else:
+                raise UsageError(f"a pass must be text or a table with a name, not {entry!r}")
+        built: list[Pass] = []
+        for item in items:
+            self._append(built, self.get(item.name).from_options(item.options), ())
+        return built
+
+    def _append(self, built: list[Pass], new: Pass, chain: tuple[str, ...]) -> None:
+        if new.name in chain:
+            raise PassError("passes require each other: " + " -> ".join((*chain, new.name)))
+        for name in new.requires:
+            if all(p.name != name for p in built):
+                self._append(built, self.get(name)(), (*chain, new.name))
+        built.append(new)
+
+
+def format_pipeline(passes: Iterable[Pass]) -> str:
+    """Canonical text of a pipeline; ``Registry.build`` reads it back."""
+    return ",".join(p.spec for p in passes)
