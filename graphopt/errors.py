@@ -39,6 +39,10 @@ class DataError(GraphoptError):
 
 
 class PassError(GraphoptError):
-    """A pass failed, or broke a promise that the pass manager checks."""
+    """A pass could not do what it was asked to."""
 
     exit_code = 3
+
+
+class ContractError(PassError):
+    """A pass broke a promise (as opposed to an error that it raises on purpose): a bug, worth a reproducer."""

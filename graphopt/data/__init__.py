@@ -1,0 +1,1 @@
+"""Datasets, preprocessing and synthetic images. Import the module that you need; this one stays cheap."""

@@ -58,9 +58,7 @@ class StubValues(LazyValues):
     """The type and shape of an initializer, exported without its data."""
 
     def __init__(self, tensor: gs.Constant) -> None:
-        proto = TensorProto(
-            name=tensor.name, data_type=onnx_dtype(tensor), dims=[int(d) for d in tensor.shape]
-        )
+        proto = TensorProto(name=tensor.name, data_type=onnx_dtype(tensor), dims=[int(d) for d in tensor.shape])
         proto.data_location = TensorProto.EXTERNAL
         proto.external_data.add(key="location", value=STUB_LOCATION)
         self.tensor, self.shape, self.dtype = proto, proto.dims, tensor.dtype

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from graphopt.errors import ModelError
 from graphopt.ir.convert import walk_graphs
 
-_PACKED = {TensorProto.INT4, TensorProto.UINT4}
+PACKED = {TensorProto.INT4, TensorProto.UINT4}
 
 
 def external_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
@@ -39,13 +39,7 @@ def resolve(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
     location = entries.get("location", "")
     where = f"external data of tensor {tensor.name!r}"
     relative = Path(location)
-    if (
-        not location
-        or relative.is_absolute()
-        or ".." in relative.parts
-        or "\\" in location
-        or "\0" in location
-    ):
+    if not location or relative.is_absolute() or ".." in relative.parts or "\\" in location or "\0" in location:
         raise ModelError(
             f"{where} points outside the model's folder: {location!r}",
             "graphopt reads external data only from the folder of the model file",
@@ -55,14 +49,12 @@ def resolve(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
     for part in relative.parts:
         step = step / part
         if step.is_symlink():
-            raise ModelError(
-                f"{where} is a symbolic link: {location!r}", "replace the link by the file it points to"
-            )
+            raise ModelError(f"{where} is a symbolic link: {location!r}", "replace the link by the file it points to")
     if not path.is_file():
         raise ModelError(f"{where} is missing: {location!r} is not beside the model file")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     count = int(np.prod(tensor.dims, dtype=np.int64))
-    needed = (count + 1) // 2 if tensor.data_type in _PACKED else count * dtype.itemsize
+    needed = (count + 1) // 2 if tensor.data_type in PACKED else count * dtype.itemsize
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
     except ValueError:
@@ -97,7 +89,7 @@ def map_initializers(constants: Iterator[gs.Constant], folder: Path) -> None:
             empty = path.stat().st_size == 0
             files[path] = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, mode="r")
         raw = files[path][offset : offset + length]
-        if tensor.data_type in _PACKED:
+        if tensor.data_type in PACKED:
             inline = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
             inline.raw_data = raw.tobytes()
             constant.values = onnx.numpy_helper.to_array(inline)

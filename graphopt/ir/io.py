@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
 
+from graphopt import atomic
 from graphopt.errors import ModelError, UsageError
 from graphopt.ir import convert, external
 from graphopt.ir.model import Model, Source
@@ -64,9 +64,7 @@ def parse(data: bytes, name: str) -> onnx.ModelProto:
         hint = "the file is truncated or damaged; export or copy it again" if data else "the file is empty"
         raise ModelError(f"{name} is not a readable ONNX file", hint) from None
     if not proto.ir_version or not proto.HasField("graph") or not proto.graph.output:
-        raise ModelError(
-            f"{name} is not an ONNX model (it has no graph with outputs)", "is it another format?"
-        )
+        raise ModelError(f"{name} is not an ONNX model (it has no graph with outputs)", "is it another format?")
     newest = onnx.defs.onnx_opset_version()
     opset = {o.domain or "ai.onnx": o.version for o in proto.opset_import}.get("ai.onnx")
     if opset is None or not OLDEST_OPSET <= opset <= newest:
@@ -101,8 +99,7 @@ class Staged:
 
     def commit(self) -> None:
         """Put the file in its place, in one step."""
-        os.replace(self.path, self.target)
-        _sync_folder(self.target.parent)
+        atomic.replace(self.path, self.target)
         self.committed = True
         pattern = re.compile(re.escape(self.target.stem) + r"\.[0-9a-f]{16}\.data")
         for old in self.target.parent.iterdir():
@@ -124,7 +121,7 @@ def check_writable(target: Path, source: Path | None = None) -> None:
     if source is not None and target.exists() and target.resolve() == source.resolve():
         raise UsageError("the output would overwrite the input model", "give another file name with -o")
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{target.name}.", suffix=".tmp"):
+        with atomic.temporary(target):
             pass
     except OSError as error:
         raise UsageError(f"cannot write into {folder}: {error.strerror}", "give another -o") from None
@@ -138,43 +135,34 @@ def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRES
     that the old model file keeps its data until the new one replaces it.
     """
     target = Path(target)
-    staged: Staged | None = None
-    temporary: list[Path] = []
     try:
-        weights = sum(convert.nbytes(c) for c in model.constants())
-        data = _write_data(model, target, temporary) if weights > external_above else None
-        proto = data.proto if data else model.to_proto()
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        temporary.append(Path(name))
-        with os.fdopen(handle, "wb") as file:
-            file.write(proto.SerializeToString(deterministic=True))
+        with contextlib.ExitStack() as stack:
+            weights = sum(convert.nbytes(c) for c in model.constants())
+            data: Path | None = None
+            if weights > external_above:
+                data, existed, proto = _write_data(model, target)
+                if not existed:
+                    stack.callback(data.unlink, missing_ok=True)
+            else:
+                proto = model.to_proto()
+            draft = stack.enter_context(atomic.temporary(target))
+            draft.write_bytes(proto.SerializeToString(deterministic=True))
             del proto
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        staged = Staged(Path(name), target, data.path if data else None)
-        yield staged
+            staged = Staged(draft, target, data)
+            yield staged
+            if staged.committed:
+                stack.pop_all()
     except (OSError, EncodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         hint = "free some space, or give another -o" if full else "give another -o"
         raise UsageError(f"cannot write {target}: {reason}", hint) from None
-    finally:
-        if staged is None or not staged.committed:
-            for path in temporary:
-                path.unlink(missing_ok=True)
 
 
 def save(model: Model, target: str | Path, external_above: int = EXTERNAL_THRESHOLD) -> None:
     """Write ``model`` to ``target`` atomically. Raises UsageError when the place cannot be written."""
     with stage(model, target, external_above) as staged:
         staged.commit()
-
-
-@dataclass
-class _Data:
-    path: Path
-    proto: onnx.ModelProto
 
 
 class _PlacedValues(convert.StubValues):
@@ -186,53 +174,37 @@ class _PlacedValues(convert.StubValues):
         self.tensor.external_data.add(key="length", value=str(length))
 
 
-def _write_data(model: Model, target: Path, temporary: list[Path]) -> _Data:
-    """Stream the weights to a data file, one array at a time, and export a proto that refers to it."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".data.tmp")
-    temporary.append(Path(name))
+def _write_data(model: Model, target: Path) -> tuple[Path, bool, onnx.ModelProto]:
+    """Stream the weights to a data file, one array at a time.
+
+    Returns the file, whether it was there before, and a proto of the model that refers to it.
+    """
     placed: list[tuple[gs.Constant, object]] = []
     digest, offset = hashlib.sha256(), 0
     try:
-        with os.fdopen(handle, "wb") as file:
-            for constant in model.constants():
-                length = convert.nbytes(constant)
-                if length < _INLINE_BELOW or convert.onnx_dtype(constant) in external._PACKED:
-                    continue
-                padding = bytes(-offset % _ALIGNMENT)
-                values = constant._values
-                array = values.load() if isinstance(values, convert.LazyValues) else values
-                for chunk in (padding, memoryview(array.reshape(-1).view("u1"))):
-                    file.write(chunk)
-                    digest.update(chunk)
-                offset += len(padding)
-                placed.append((constant, values))
-                constant._values = _PlacedValues(constant, offset, length)
-                offset += length
-            file.flush()
-            os.fsync(file.fileno())
-        final = target.parent / f"{target.stem}.{digest.hexdigest()[:16]}.data"
-        os.chmod(name, 0o666 & ~_umask())
-        existed = final.exists()
-        os.replace(name, final)
-        temporary[-1:] = [] if existed else [final]
+        with atomic.temporary(target, ".data.tmp") as draft:
+            with draft.open("wb") as file:
+                for constant in model.constants():
+                    length = convert.nbytes(constant)
+                    if length < _INLINE_BELOW or convert.onnx_dtype(constant) in external.PACKED:
+                        continue
+                    padding = bytes(-offset % _ALIGNMENT)
+                    values = constant._values
+                    array = values.load() if isinstance(values, convert.LazyValues) else values
+                    for chunk in (padding, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data):
+                        file.write(chunk)
+                        digest.update(chunk)
+                    offset += len(padding)
+                    placed.append((constant, values))
+                    constant._values = _PlacedValues(constant, offset, length)
+                    offset += length
+            final = target.parent / f"{target.stem}.{digest.hexdigest()[:16]}.data"
+            existed = final.exists()
+            atomic.replace(draft, final)
         proto = model.to_proto()
     finally:
         for constant, values in placed:
             constant._values = values  # type: ignore[assignment]
     for tensor in external.external_tensors(proto):
         tensor.external_data[0].value = final.name
-    return _Data(final, proto)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return final, existed, proto

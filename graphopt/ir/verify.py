@@ -1,4 +1,4 @@
-"""Structural checks of a model: on loading, where they blame the file, and after each pass, where they blame the pass."""
+"""Structural checks: on loading a model, where they blame the file, and after each pass, where they blame the pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import networkx as nx
 import onnx_graphsurgeon as gs
 
-from graphopt.errors import ModelError, PassError
+from graphopt.errors import ContractError, ModelError
 from graphopt.ir.model import Model
 from graphopt.ir.view import node_view, reads
 
@@ -58,9 +58,7 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
             if not tensor.name:
                 continue
             if tensor.name in produced:
-                found.append(
-                    f"tensor {tensor.name!r} is written by {produced[tensor.name]!r} and {node.name!r}{where}"
-                )
+                found.append(f"tensor {tensor.name!r} is written by {produced[tensor.name]!r} and {node.name!r}{where}")
             elif tensor.name in defined and tensor.name not in outer:
                 found.append(f"node {node.name!r} writes the graph input {tensor.name!r}{where}")
             produced[tensor.name] = node.name
@@ -72,9 +70,7 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
                 found.append(f"two different tensors are named {tensor.name!r}{where}")
             if isinstance(tensor, gs.Constant):
                 if tensor.name in produced:
-                    found.append(
-                        f"node {produced[tensor.name]!r} writes the initializer {tensor.name!r}{where}"
-                    )
+                    found.append(f"node {produced[tensor.name]!r} writes the initializer {tensor.name!r}{where}")
                 defined.add(tensor.name)
     late: list[tuple[str, str]] = []
     for node in graph.nodes:
@@ -85,9 +81,7 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
             visible = frozenset(defined) | frozenset(produced)
             _graph_problems(sub, visible, found, f" (in a subgraph of {node.name!r})")
             inner = {t.name for n in sub.nodes for t in n.outputs} | {t.name for t in sub.inputs}
-            late.extend(
-                (node.name, name) for name in reads(node) if name not in defined and name not in inner
-            )
+            late.extend((node.name, name) for name in reads(node) if name not in defined and name not in inner)
         defined.update(t.name for t in node.outputs if t.name)
     if late:
         found.extend(_order_problems(graph, late, produced, where))
@@ -96,9 +90,7 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
             found.append(f"the graph output {tensor.name!r} is never written{where}")
 
 
-def _order_problems(
-    graph: gs.Graph, late: list[tuple[str, str]], produced: dict[str, str], where: str
-) -> list[str]:
+def _order_problems(graph: gs.Graph, late: list[tuple[str, str]], produced: dict[str, str], where: str) -> list[str]:
     dangling = [(node, name) for node, name in late if name not in produced]
     if dangling:
         return [f"node {node!r} reads {name!r}, which nothing writes{where}" for node, name in dangling]
@@ -118,7 +110,7 @@ def verify_input(model: Model, name: str) -> None:
 
 
 def verify(model: Model, before: Snapshot | None = None, blame: str = "") -> None:
-    """Raise PassError if a pass left the model malformed, or changed or forgot what it must keep."""
+    """Raise ContractError if a pass left the model malformed, or changed or forgot what it must keep."""
     found = problems(model)
     if before is not None:
         for kind, old, new in (
@@ -134,4 +126,4 @@ def verify(model: Model, before: Snapshot | None = None, blame: str = "") -> Non
             if had_rank is not None and tensor.shape is None:
                 found.append(f"the rank of {name!r} was known and is lost")
     if found:
-        raise PassError(f"{blame or 'the pass'} broke the model: " + "; ".join(found[:5]))
+        raise ContractError(f"{blame or 'the pass'} broke the model: " + "; ".join(found[:5]))

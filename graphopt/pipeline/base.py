@@ -127,9 +127,7 @@ class Pass(ABC):
     @property
     def spec(self) -> str:
         """Canonical text: the name and the options that differ from their defaults."""
-        changed = {
-            i.name: getattr(self, i.name) for i in self.options() if getattr(self, i.name) != i.default
-        }
+        changed = {i.name: getattr(self, i.name) for i in self.options() if getattr(self, i.name) != i.default}
         return spec.format_item(spec.Item(self.name, changed))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Which passes exist. Built-in and third-party passes are found the same way: the entry-point group ``graphopt.passes``."""
+"""Which passes exist. Built-in and third-party passes are found alike: by the entry-point group ``graphopt.passes``."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ class Registry:
         try:
             module_spec.loader.exec_module(module)
         except Exception as error:
-            raise UsageError(
-                f"the pass file {path} fails on import: {type(error).__name__}: {error}"
-            ) from error
+            raise UsageError(f"the pass file {path} fails on import: {type(error).__name__}: {error}") from error
         found = [
             value
             for value in vars(module).values()

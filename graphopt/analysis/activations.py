@@ -1,0 +1,239 @@
+"""What the activations of a model look like on the calibration images: the one calibration engine.
+
+The float model runs once over the images with the tensors of interest as its outputs; what is kept of a tensor is
+its extremes and, if asked for, a histogram. Memory does not grow with the number of images.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.analysis.base import Analysis
+from graphopt.errors import DataError, ModelError
+from graphopt.ir.io import EXTERNAL_THRESHOLD, save
+from graphopt.ir.convert import nbytes
+from graphopt.ir.model import Model
+from graphopt.ir.shapes import infer_shapes
+
+_HIGH_HALF = 1 if sys.byteorder == "little" else 0
+_BATCH_ELEMENTS = 1 << 22  # activations held at a time, over all tensors asked for
+_MAX_BATCH = 32
+# Values that one image adds to a histogram, a tensor. A percentile such as the 99.99th is the same over millions of
+# values whether 50 or 800 thousand of each image are counted; the extremes are always taken over all values.
+_SAMPLE = 1 << 15
+
+
+class Histogram:
+    """Counts of float32 values in bins of constant relative width, 1/128 of the value.
+
+    A bin is the upper half of the float's bits (sign, exponent, 7 bits of mantissa; as in bfloat16). So bins need no
+    range chosen beforehand, and histograms merge exactly, in any order.
+    """
+
+    def __init__(self) -> None:
+        self._positive = np.zeros(0, np.int64)  # [bins] by upper half of the bits
+        self._negative = np.zeros(0, np.int64)  # the same of the magnitude
+
+    def add(self, values: np.ndarray) -> None:
+        """Count finite values of any shape."""
+        flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+        if not flat.size:
+            return
+        counts = np.bincount(flat.view(np.uint16)[_HIGH_HALF::2])
+        self._positive = _sum(self._positive, counts[:0x8000])
+        self._negative = _sum(self._negative, counts[0x8000:])
+
+    def merge(self, other: Histogram) -> None:
+        """Count what ``other`` counted."""
+        self._positive = _sum(self._positive, other._positive)
+        self._negative = _sum(self._negative, other._negative)
+
+    @property
+    def count(self) -> int:
+        """How many values were counted."""
+        return int(self._positive.sum() + self._negative.sum())
+
+    def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lower edges, upper edges (float64) and counts (int64) of the bins in use, ascending, each [bins]."""
+        parts = []
+        for counts, sign in ((self._negative, -1.0), (self._positive, 1.0)):
+            used = np.flatnonzero(counts)
+            inner, outer = (_edge(used + k).astype(np.float64) * sign for k in (0, 1))
+            part = (inner, outer, counts[used]) if sign > 0 else (outer[::-1], inner[::-1], counts[used][::-1])
+            parts.append(part)
+        low, high, counts = (np.concatenate(p) for p in zip(*parts, strict=True))
+        return low, high, counts
+
+    def quantile(self, q: float) -> float:
+        """The value that a fraction ``q`` of the counted values lie below, linear within a bin. NaN if empty."""
+        low, high, counts = self.bins()
+        if not counts.size:
+            return float("nan")
+        below = np.cumsum(counts)
+        rank = q * below[-1]
+        i = min(int(np.searchsorted(below, rank)), len(counts) - 1)
+        inside = (rank - (below[i] - counts[i])) / counts[i]
+        return float(low[i] + (high[i] - low[i]) * min(max(inside, 0.0), 1.0))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Histogram):
+            return NotImplemented
+        pairs = zip(self.bins(), other.bins(), strict=True)
+        return all(np.array_equal(a, b) for a, b in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass
+class TensorStatistics:
+    """One tensor over all calibration images: exact extremes, and perhaps a histogram."""
+
+    low: float = float("inf")
+    high: float = float("-inf")
+    histogram: Histogram | None = None
+
+    def add(self, values: np.ndarray, sample: int | None = None) -> None:
+        """Take in a batch [n,...]; at most ``sample`` values an image go into the histogram."""
+        if not values.size:
+            return
+        self.low = min(self.low, float(values.min()))
+        self.high = max(self.high, float(values.max()))
+        if self.histogram is not None and np.isfinite(self.low) and np.isfinite(self.high):
+            flat = values.reshape(-1)
+            step = 1 if sample is None else -(-flat.size // (sample * len(values)))
+            # An odd step shares no factor with the usual widths and channel counts: every position is met.
+            self.histogram.add(flat[:: step if step == 1 else step | 1])
+
+    def range(self, percentile: float = 100.0) -> tuple[float, float]:
+        """Bounds that hold ``percentile`` percent of the values, what is outside split evenly; 100: the extremes."""
+        if percentile >= 100 or self.histogram is None:
+            return self.low, self.high
+        tail = (100 - percentile) / 200
+        low = max(self.low, self.histogram.quantile(tail))
+        return low, max(low, min(self.high, self.histogram.quantile(1 - tail)))
+
+
+@dataclass(frozen=True)
+class ActivationStatistics(Analysis[Mapping[str, TensorStatistics]]):
+    """Extremes (and, with method ``histogram``, distributions) of float tensors over the calibration images.
+
+    ``tensors`` are names of graph inputs or node outputs of the main graph; ``images`` limits how many images are
+    used (None: all). Raises ModelError for a name that does not exist, DataError for values that are not finite.
+    """
+
+    tensors: tuple[str, ...]
+    method: Literal["extremes", "histogram"] = "extremes"
+    images: int | None = None
+
+    def compute(self, model: Model, ctx: Any) -> Mapping[str, TensorStatistics]:
+        found = {
+            name: TensorStatistics(histogram=Histogram() if self.method == "histogram" else None)
+            for name in dict.fromkeys(self.tensors)
+        }
+        for batch in observe(model, ctx, tuple(found), self.images):
+            for name, values in batch.items():
+                found[name].add(values, _SAMPLE)
+        for name, statistics in found.items():
+            if not np.isfinite(statistics.high - statistics.low):
+                raise DataError(
+                    f"tensor {name!r} takes values that are not finite on the calibration images",
+                    "check the preprocessing, and that the float model gives finite outputs",
+                )
+        return found
+
+
+def observe(
+    model: Model, ctx: Any, tensors: tuple[str, ...], images: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Run the calibration images through ``model`` and yield the named tensors, batch by batch.
+
+    Batches are as large as keeps the tensors under a fixed number of elements, so memory depends on the model alone.
+    A batch size that the model fixes is kept by repeating the last image; the repetition is yielded, too.
+    """
+    if not tensors:
+        return
+    if len(model.inputs) != 1:
+        raise ModelError(
+            f"calibration needs a model with one input, this one has {len(model.inputs)}",
+            "turn the other inputs into constants",
+        )
+    entry = model.inputs[0]
+    probe = _Probe(model, tensors, ctx.threads)
+    fixed = entry.shape[0] if entry.shape and isinstance(entry.shape[0], int) and entry.shape[0] > 0 else None
+    size = fixed or probe.batch_size()
+    total = len(ctx.calibration) if images is None else min(images, len(ctx.calibration))
+    batches = ctx.calibration.batches(size, limit=images)
+    for x in ctx.progress.track(batches, "calibrating", -(-total // size)):
+        if fixed and len(x) < fixed:
+            x = np.concatenate([x, np.repeat(x[-1:], fixed - len(x), axis=0)])
+        yield probe.run(entry.name, x)
+
+
+@dataclass
+class _Probe:
+    """The model with other outputs, in ONNX Runtime."""
+
+    model: Model
+    tensors: tuple[str, ...]
+    threads: int
+    shapes: list[list[int | str | None] | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        from graphopt.runtime.session import open_session
+
+        self._inputs = [n for n in self.tensors if any(n == t.name for t in self.model.graph.inputs)]
+        self._inner = [n for n in self.tensors if n not in self._inputs]
+        twin = self.model.copy()
+        known = twin.graph.tensors()
+        for name in self._inner:
+            if not isinstance(known.get(name), gs.Variable):
+                raise ModelError(f"there is no activation {name!r} to calibrate on")
+        if any(known[n].dtype is None or known[n].shape is None for n in self._inner):
+            infer_shapes(twin)
+        self.shapes = [known[n].shape for n in self.tensors]
+        self._session = None
+        if self._inner:
+            twin.graph.outputs = [known[n] for n in self._inner]
+            twin.graph.cleanup(remove_unused_graph_inputs=False)
+            if sum(nbytes(c) for c in twin.constants()) < EXTERNAL_THRESHOLD:
+                self._session = open_session(twin.to_bytes(), threads=self.threads)
+            else:
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder) / "probe.onnx"
+                    save(twin, path)
+                    self._session = open_session(path, threads=self.threads)
+
+    def batch_size(self) -> int:
+        elements = 0
+        for shape in self.shapes:
+            if shape is None or not all(isinstance(d, int) for d in shape[1:]):
+                return 1
+            elements += int(np.prod(shape[1:], dtype=np.int64))
+        return int(min(max(_BATCH_ELEMENTS // max(elements, 1), 1), _MAX_BATCH))
+
+    def run(self, entry: str, x: np.ndarray) -> dict[str, np.ndarray]:
+        from graphopt.runtime.session import run_feeds
+
+        values = {name: x for name in self._inputs}
+        if self._session is not None:
+            values.update(zip(self._inner, run_feeds(self._session, {entry: x}), strict=True))
+        return values
+
+
+def _sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    short, long = (a, b) if len(a) < len(b) else (b, a)
+    total = long.astype(np.int64)
+    total[: len(short)] += short
+    return total
+
+
+def _edge(upper: np.ndarray) -> np.ndarray:
+    return (upper.astype(np.uint32) << 16).view(np.float32)

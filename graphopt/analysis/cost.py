@@ -1,0 +1,196 @@
+"""What a model costs: multiply-accumulates and parameters, by node and in total."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.analysis.base import Analysis
+from graphopt.ir import Model, infer_shapes
+
+Shape = list[int | None]
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """One node: MACs at batch 1 (None: its sizes are not known) and parameters that it is the first to read."""
+
+    macs: int | None
+    params: int
+    op: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs at batch 1 and parameters of a model.
+
+    Products of two activations (attention scores) are left out, as is customary. ``unknown`` names the nodes whose
+    MACs could not be counted and says why; they are not part of ``macs``.
+    """
+
+    macs: int
+    params: int
+    by_node: dict[str, NodeCost] = field(default_factory=dict)
+    unknown: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class CostAnalysis(Analysis[Cost]):
+    """MACs and parameters. A symbolic size counts as 1 on axis 0 (the batch) and as unknown anywhere else."""
+
+    def compute(self, model: Model, ctx: Any = None) -> Cost:
+        return cost(model)
+
+
+def cost(model: Model) -> Cost:
+    """Count a model's MACs and parameters; linear in nodes. Does not change the model."""
+    shapes = known_shapes(model)
+    producers = {t.name: node for node in model.graph.nodes for t in node.outputs}
+    seen: set[str] = set()
+    by_node: dict[str, NodeCost] = {}
+    unknown: list[tuple[str, str]] = []
+    for node in model.graph.nodes:
+        macs: int | None = 0
+        counter = _COUNTERS.get(node.op) if node.domain in (None, "", "ai.onnx") else None
+        if counter is not None:
+            macs = counter(node, [shapes.get(t.name) for t in node.inputs], shapes.get(node.outputs[0].name), producers)
+            if macs is None:
+                unknown.append((node.name, "the sizes of its tensors are not all known"))
+        for sub in node.subgraphs(recursive=True):
+            if any(n.op in _COUNTERS for n in sub.nodes):
+                unknown.append((node.name, "its subgraphs run an unknown number of times"))
+                break
+        by_node[node.name] = NodeCost(macs, _params(node, seen, producers), node.op)
+    inner = 0
+    for sub in model.graph.subgraphs(recursive=True):
+        inner += sum(_params(node, seen, {}) for node in sub.nodes)
+    total = sum(c.macs or 0 for c in by_node.values())
+    params = sum(c.params for c in by_node.values()) + inner
+    return Cost(total, params, by_node, tuple(unknown))
+
+
+def known_shapes(model: Model) -> dict[str, Shape]:
+    """Shapes of the main graph's tensors by name, as far as they can be inferred: symbolic sizes become None.
+
+    The model is not changed: when some shape is missing, inference runs on a copy that shares the weights. Sizes
+    that only constant folding reveals (pads computed by the exporter's chains of nodes) are found by folding it.
+    """
+    shapes = _static(model)
+    if not _complete(model, shapes):
+        twin = model.copy()
+        infer_shapes(twin)
+        shapes |= _static(twin)
+        if not _complete(model, shapes):
+            _fold_quietly(twin)
+            shapes |= _static(twin)
+    return shapes
+
+
+def _fold_quietly(model: Model) -> None:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)  # folding warns about nodes that it will not merge
+    try:
+        with contextlib.suppress(Exception):  # a model that cannot be folded keeps what is known of it
+            model.graph.fold_constants(size_threshold=1 << 16)
+            infer_shapes(model, fresh=True)
+    finally:
+        onnxruntime.set_default_logger_severity(2)
+
+
+def _static(model: Model) -> dict[str, Shape]:
+    return {
+        name: [int(d) if isinstance(d, int | np.integer) else None for d in t.shape]
+        for name, t in model.graph.tensors().items()
+        if name and t.shape is not None
+    }
+
+
+def _complete(model: Model, shapes: dict[str, Shape]) -> bool:
+    names = [t.name for node in model.graph.nodes for t in (*node.inputs, *node.outputs) if t.name]
+    return all(name in shapes and None not in shapes[name][1:] for name in names)
+
+
+def is_constant(tensor: gs.Tensor, producers: dict[str, gs.Node]) -> bool:
+    """Whether a tensor's values are fixed: an initializer, a Constant node, or one of these dequantized."""
+    node = producers.get(tensor.name)
+    while node is not None and node.op in ("DequantizeLinear", "QuantizeLinear", "Identity", "Cast"):
+        tensor = node.inputs[0]
+        node = producers.get(tensor.name)
+    return isinstance(tensor, gs.Constant) or (node is not None and node.op == "Constant")
+
+
+def _params(node: gs.Node, seen: set[str], producers: dict[str, gs.Node]) -> int:
+    found = 0
+    for tensor in node.inputs:
+        weight = tensor
+        source = producers.get(tensor.name)
+        if source is not None and source.op == "DequantizeLinear":
+            weight = source.inputs[0]
+        elif node.op in ("DequantizeLinear", "QuantizeLinear"):
+            continue  # counted at the node that reads the real values; scales are not parameters
+        elif source is not None and source.op == "Constant" and isinstance(source.attrs.get("value"), gs.Constant):
+            weight = source.attrs["value"]
+            weight.name = weight.name or tensor.name
+        if not isinstance(weight, gs.Constant) or weight.name in seen:
+            continue
+        if weight is not tensor or np.issubdtype(np.dtype(weight.dtype), np.floating) or node.op.startswith("QLinear"):
+            seen.add(weight.name)
+            found += prod(int(d) for d in weight.shape)
+    return found
+
+
+def _at_batch_one(shape: Sequence[int | None] | None) -> list[int] | None:
+    if shape is None:
+        return None
+    filled = [1 if d is None and axis == 0 else d for axis, d in enumerate(shape)]
+    return None if any(d is None for d in filled) else [int(d) for d in filled if d is not None]
+
+
+Producers = dict[str, gs.Node]
+Counter = Callable[[gs.Node, list[Shape | None], Shape | None, Producers], int | None]
+
+
+def _conv(node: gs.Node, inputs: list[Shape | None], output: Shape | None, producers: Producers) -> int | None:
+    weight, out = _at_batch_one(inputs[3 if node.op == "QLinearConv" else 1]), _at_batch_one(output)
+    return None if weight is None or out is None else prod(out) * prod(weight[1:])
+
+
+def _conv_transpose(
+    node: gs.Node, inputs: list[Shape | None], output: Shape | None, producers: Producers
+) -> int | None:
+    weight, x = _at_batch_one(inputs[1]), _at_batch_one(inputs[0])
+    return None if weight is None or x is None else prod(x) * prod(weight[1:])
+
+
+def _gemm(node: gs.Node, inputs: list[Shape | None], output: Shape | None, producers: Producers) -> int | None:
+    if not any(is_constant(t, producers) for t in node.inputs[:2]):
+        return 0
+    b, out = _at_batch_one(inputs[1]), _at_batch_one(output)
+    return None if b is None or out is None else prod(out) * b[1 if node.attrs.get("transB", 0) else 0]
+
+
+def _matmul(node: gs.Node, inputs: list[Shape | None], output: Shape | None, producers: Producers) -> int | None:
+    b_slot = 3 if node.op == "QLinearMatMul" else 1
+    if not (is_constant(node.inputs[0], producers) or is_constant(node.inputs[b_slot], producers)):
+        return 0
+    b, out = _at_batch_one(inputs[b_slot]), _at_batch_one(output)
+    return None if b is None or out is None else prod(out) * b[-2 if len(b) > 1 else 0]
+
+
+_COUNTERS: dict[str, Counter] = {
+    "Conv": _conv,
+    "QLinearConv": _conv,
+    "ConvInteger": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "MatMulInteger": _matmul,
+    "QLinearMatMul": _matmul,
+}

@@ -1,0 +1,209 @@
+"""Rules of the operators that sum over channels: convolutions and matrix products."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from graphopt.analysis.cost import Shape, is_constant
+from graphopt.analysis.labels.registry import Unsupported, rule
+from graphopt.analysis.labels.scope import Axes, Axis, NodeScope
+
+_FIXED = "it meets channels that cannot change"
+
+
+def _spatial(shape: Shape) -> int:
+    return prod(1 if d is None else d for d in shape[2:])
+
+
+def _static(shape: Shape) -> list[int]:
+    if any(d is None for d in shape):
+        raise Unsupported("the shape of its weight is not known")
+    return [int(d) for d in shape if d is not None]
+
+
+def _batch_free(scope: NodeScope, axes: Axes) -> None:
+    """Batch and spatial axes of a convolution's input cannot lose entries."""
+    for position, labels in enumerate(axes):
+        if position != 1:
+            scope.lock(labels, f"{scope.op} slides over them or takes them for the batch")
+
+
+@rule("Conv")
+def conv(scope: NodeScope) -> None:
+    weight = _static(scope.shape(1))
+    x, groups = scope.axes(0), int(scope.attr("group", 1))
+    _batch_free(scope, x)
+    y = _grouped(scope, x[1], weight[0], weight[1], groups, out_axis=0, in_axis=1)
+    for axis in range(2, len(weight)):
+        scope.attach(1, axis, None)
+    if scope.has(2):
+        scope.attach(2, 0, y)
+    spatial = _spatial(scope.out_shape())
+    scope.out([None, y, *[None] * (len(weight) - 2)])
+    _record(scope, y, weight[0], weight[1], groups, spatial * prod(weight[2:]))
+
+
+@rule("ConvTranspose")
+def conv_transpose(scope: NodeScope) -> None:
+    """The weight is [Cin, Cout/groups, ...]: its axes are swapped with respect to Conv."""
+    weight = _static(scope.shape(1))
+    x, groups = scope.axes(0), int(scope.attr("group", 1))
+    _batch_free(scope, x)
+    if groups == 1:
+        y: Axis = scope.fresh(weight[1])
+        scope.attach(1, 1, y, _FIXED)
+        scope.attach(1, 0, x[1], _FIXED)
+    elif weight[0] == groups and x[1] is not None:  # a whole group is one input channel
+        y = np.repeat(x[1], weight[1])
+        scope.attach(1, 0, x[1], _FIXED)
+        scope.attach(1, 1, None)
+    else:
+        raise Unsupported("grouped transposed convolutions are not followed")
+    for axis in range(2, len(weight)):
+        scope.attach(1, axis, None)
+    if scope.has(2):
+        scope.attach(2, 0, y)
+    scope.out([None, y, *[None] * (len(weight) - 2)])
+    scale = _spatial(scope.shape(0)) * prod(weight[2:])
+    inputs = [(0, 1, x[1])] if groups == 1 else []
+    second: Axis = y if groups == 1 else None
+    scope.contraction(scale, [x[1], second], inputs, [weight[0], weight[1]])
+
+
+def _grouped(
+    scope: NodeScope, x: Axis, outputs: int, per_group: int, groups: int, out_axis: int, in_axis: int
+) -> np.ndarray:
+    """Couple the channels of a convolution and return those of its output.
+
+    Depthwise (and in general one channel in or out per group): a group is dropped as a whole and ``group`` is
+    rewritten. Other grouped convolutions keep their groups, and every group loses the same positions, so that the
+    weight stays rectangular.
+    """
+    per_out = outputs // groups
+    if groups == 1:
+        y = scope.fresh(outputs)
+        scope.attach(1, out_axis, y, _FIXED)
+        scope.attach(1, in_axis, x, _FIXED)
+        return y
+    if per_group == 1 or per_out == 1:
+        if x is None:  # the input is fixed, so the groups are, and with them the outputs
+            y = scope.fresh(outputs)
+            scope.lock(y, "each of its groups reads an input channel that cannot be removed")
+        else:
+            blocks = x.reshape(groups, per_group)
+            for k in range(1, per_group):
+                scope.builder.tie(blocks[:, 0], blocks[:, k])
+            y = np.repeat(blocks[:, 0], per_out)
+        scope.attach(1, out_axis, y, _FIXED)
+        scope.attach(1, in_axis, None)
+        return y
+    y = scope.fresh(outputs)
+    _tie_rows(scope, y.reshape(groups, per_out))
+    scope.attach(1, out_axis, y, _FIXED)
+    if x is None:
+        scope.attach(1, in_axis, None)
+    else:
+        _tie_rows(scope, x.reshape(groups, per_group))
+        scope.attach(1, in_axis, x[:per_group], _FIXED)
+    return y
+
+
+def _tie_rows(scope: NodeScope, table: np.ndarray) -> None:
+    for row in table[1:]:
+        scope.builder.tie(table[0], row)
+
+
+def _record(scope: NodeScope, y: np.ndarray, outputs: int, per_group: int, groups: int, scale: int) -> None:
+    x = scope.axes(0)[1]
+    if groups == 1:
+        scope.contraction(scale, [y, x], [(0, 1, x)], [outputs, per_group])
+    elif per_group == 1 or outputs == groups:
+        scope.contraction(scale * per_group, [y], [], [outputs])
+    else:
+        first = None if x is None else x[:per_group]
+        scope.contraction(scale, [y, first], [(0, 1, x)], [outputs, per_group])
+
+
+@rule("Gemm")
+def gemm(scope: NodeScope) -> None:
+    a, b = scope.shape(0), scope.shape(1)
+    rows, inner_a = (1, 0) if scope.attr("transA", 0) else (0, 1)
+    inner_b, columns = (1, 0) if scope.attr("transB", 0) else (0, 1)
+    y = _product(scope, inner_a, inner_b, columns, fixed_outside=True)
+    left = scope.axes(0)[rows]
+    if scope.has(2):
+        bias = scope.shape(2)
+        if bias and bias[-1] != 1:
+            scope.attach(2, len(bias) - 1, y, _FIXED)
+        if len(bias) == 2 and bias[0] != 1:
+            scope.attach(2, 0, left, _FIXED)
+    scope.out([left, y])
+    macs = _weighted(scope) * (1 if a[rows] is None or left is not None else int(a[rows] or 1))
+    inner = scope.axes(0)[inner_a]
+    outer: list[Axis] = [y, inner] if left is None else [y, inner, left]
+    sizes = [b[columns], a[inner_a] or b[inner_b]] + ([] if left is None else [a[rows]])
+    scope.contraction(macs, outer, [(0, inner_a, inner), (1, inner_b, scope.axes(1)[inner_b])], sizes)
+
+
+def _weighted(scope: NodeScope) -> int:
+    """1 if a factor is constant; 0 for a product of two activations, whose MACs do not count."""
+    return int(any(is_constant(t, scope.builder.producers) for t in scope.node.inputs[:2]))
+
+
+def _product(scope: NodeScope, inner_a: int, inner_b: int, columns: int, fixed_outside: bool) -> Axis:
+    """Couple the contracted axes of inputs 0 and 1; returns the labels of the columns of input 1."""
+    a, b = scope.axes(0), scope.axes(1)
+    if scope.is_const(1):
+        scope.attach(1, inner_b, a[inner_a])
+        size = scope.shape(1)[columns]
+        y: Axis = scope.fresh(size)
+        scope.attach(1, columns, y)
+        return y
+    if scope.is_const(0):
+        scope.attach(0, inner_a, b[inner_b])
+    else:
+        scope.tie(a[inner_a], b[inner_b], f"{scope.op} sums over them together with an axis that cannot change")
+    return b[columns]
+
+
+@rule("MatMul")
+def matmul(scope: NodeScope) -> None:
+    a, b = scope.shape(0), scope.shape(1)
+    if len(a) < 2 or len(b) < 2:
+        raise Unsupported("a product with a vector is not followed")
+    y = _product(scope, len(a) - 1, len(b) - 2, len(b) - 1, fixed_outside=False)
+    out = scope.out_shape()
+    left, right = scope.axes(0), scope.axes(1)
+    rows: Axis = left[-2]
+    if scope.is_const(0):
+        rows = scope.fresh(a[-2])
+        scope.attach(0, len(a) - 2, rows)
+    lead: Axes = []
+    for k in range(len(out) - 2):
+        pa, pb = k - (len(out) - len(a)), k - (len(out) - len(b))
+        have_a = pa >= 0 and a[pa] != 1
+        have_b = pb >= 0 and b[pb] != 1
+        la = left[pa] if have_a else None
+        lb = right[pb] if have_b else None
+        if have_a and have_b:
+            if scope.is_const(1):
+                scope.attach(1, pb, la)
+                lead.append(la)
+            elif scope.is_const(0):
+                scope.attach(0, pa, lb)
+                lead.append(lb)
+            else:
+                lead.append(scope.tie(la, lb, _FIXED))
+        else:
+            lead.append(la if have_a else lb)
+    scope.out([*lead, rows, y])
+    scale = _weighted(scope)
+    for k, size in enumerate(out[:-2]):
+        scale *= 1 if (k == 0 and size is None) or lead[k] is not None else size or 1
+    labelled = [v for v in lead if v is not None]
+    inner = scope.axes(0)[-1] if not scope.is_const(0) else right[-2]
+    axes: list[Axis] = [y, inner, rows, *labelled]
+    sizes: list[int | None] = [out[-1], a[-1] or b[-2], out[-2], *[v.size for v in labelled]]
+    scope.contraction(scale, axes, [(0, len(a) - 1, left[-1]), (1, len(b) - 2, right[-2])], sizes)

@@ -1,0 +1,44 @@
+"""``graphopt passes``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from graphopt.cli import options
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option(
+    "--load-pass",
+    "load_passes",
+    type=options.PATH,
+    multiple=True,
+    metavar="FILE.py",
+    help="Also know the passes in this file.",
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="What to print on stdout.",
+)
+def command(name: str | None, load_passes: tuple[Path, ...], format_: str) -> int:
+    """List the passes found, or show one pass's help and options."""
+    from graphopt.pipeline import Registry
+    from graphopt.report import console, describe, files
+
+    registry = Registry()
+    for file in load_passes:
+        registry.load_file(file)
+    found = [describe.pass_entry(registry.get(n)) for n in ([name] if name else registry.names())]
+    if format_ == "json":
+        click.echo(files.to_json({"schema": "graphopt.passes/1", "passes": found}))
+    elif name:
+        console.print_pass(found[0])
+    else:
+        console.print_passes(found)
+    return 0

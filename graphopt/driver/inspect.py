@@ -1,0 +1,81 @@
+"""``graphopt inspect``: what is in a model, and what each pass would do to a copy of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from graphopt.analysis.cost import CostAnalysis
+from graphopt.driver.config import Settings
+from graphopt.driver.inputs import prepare
+from graphopt.errors import GraphoptError
+from graphopt.ir import Model, load
+from graphopt.pipeline import Context, Pass, Registry, format_pipeline
+from graphopt.pipeline.manager import PassManager
+from graphopt.progress import Progress
+from graphopt.report.build import record
+from graphopt.runtime.target import get_target
+
+_IMAGES = 8  # enough for a pass to run; what it would measure on them is not shown
+
+
+def inspect_model(
+    path: Path, passes: str | None, settings: Settings, load_passes: tuple[Path, ...], progress: Progress
+) -> dict[str, Any]:
+    """Facts about a model. Passes run on copies, with a few synthetic images; the file is not touched."""
+    registry = Registry()
+    for file in load_passes:
+        registry.load_file(file)
+    tries = [passes] if passes else registry.names()
+    pipelines = [registry.build(text) for text in tries]
+    model = load(path)
+    cost = CostAnalysis().compute(model, None)
+    few = replace(settings, data=None, calibration_data=None, calibration_images=_IMAGES)
+    inputs = prepare(model, few)
+    ctx = Context(get_target(settings.target or "ort-cpu"), inputs.calibration, model, progress=progress)
+    tensors = model.graph.tensors().values()
+    return {
+        "schema": "graphopt.inspect/1",
+        "model": {
+            "path": str(path),
+            "sha256": model.source.sha256 if model.source else None,
+            "bytes": path.stat().st_size,
+            "opset": model.opset,
+            "domains": {d or "ai.onnx": v for d, v in model.header.opsets.items()},
+            "metadata": dict(model.metadata),
+            "inputs": [_port(t) for t in model.inputs],
+            "outputs": [_port(t) for t in model.outputs],
+            "layout": inputs.input.layout,
+        },
+        "nodes": sum(len(g.nodes) for g in model.graphs()),
+        "ops": dict(Counter(n.op for g in model.graphs() for n in g.nodes).most_common()),
+        "params": cost.params,
+        "macs": cost.macs,
+        "unknown_shapes": sum(isinstance(t, gs.Variable) and t.shape is None for t in tensors),
+        "layers": [
+            {"node": name, "op": c.op, "macs": c.macs, "params": c.params}
+            for name, c in sorted(cost.by_node.items(), key=lambda item: -(item[1].macs or 0))
+            if c.macs or c.params
+        ],
+        "passes": [_try(steps, model, ctx) for steps in pipelines],
+    }
+
+
+def _try(steps: list[Pass], model: Model, ctx: Context) -> dict[str, Any]:
+    manager = PassManager(steps)
+    entry: dict[str, Any] = {"pipeline": format_pipeline(steps), "error": None}
+    try:
+        manager.run(model.copy(), ctx)
+    except GraphoptError as error:
+        entry["error"] = {"message": error.message, "hint": error.hint}
+    entry["passes"] = [record(r) for r in manager.records]
+    return entry
+
+
+def _port(tensor: gs.Tensor) -> dict[str, Any]:
+    shape = None if tensor.shape is None else list(tensor.shape)
+    return {"name": tensor.name, "shape": shape, "dtype": str(tensor.dtype)}

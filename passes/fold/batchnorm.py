@@ -1,0 +1,144 @@
+"""BatchNormalization in inference mode is one multiplication and one addition a channel: the layer before can do both.
+
+With ``f = scale / sqrt(var + epsilon)``: weights times f on the output channel axis, bias ``(bias - mean) * f + B``.
+Computed in float64 and rounded once, so that the result differs from the original by float noise only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.passes.fold.workbench import Workbench
+
+_LINEAR = ("Conv", "ConvTranspose", "Gemm")
+
+
+@dataclass(frozen=True)
+class _Norm:
+    factor: np.ndarray  # [channels], float64
+    mean: np.ndarray
+    shift: np.ndarray
+
+
+def fold_batchnorm(bench: Workbench, node: gs.Node) -> None:
+    """Fold a BatchNormalization into the Conv, ConvTranspose or Gemm before it."""
+    reason = _fold(bench, node)
+    if reason:
+        bench.skip(node, reason)
+
+
+def _fold(bench: Workbench, node: gs.Node) -> str:
+    """Fold, or say why not."""
+    if node.attrs.get("training_mode", 0):
+        return "it is in training mode"
+    if not node.attrs.get("spatial", 1):
+        return "it normalizes each position separately (spatial=0)"
+    if any(t.name and (bench.readers(t) or bench.why_bound(t)) for t in node.outputs[1:]):
+        return "its running mean or variance outputs are used"
+    source = node.inputs[0]
+    layer = bench.producer(source)
+    if layer is None or layer.op not in _LINEAR or not bench.is_standard(layer):
+        return f"its input is not written by {', '.join(_LINEAR[:-1])} or {_LINEAR[-1]}"
+    reason = bench.why_bound(source)
+    if reason:
+        return f"{layer.name!r} cannot take it in: {reason}"
+    if len(bench.readers(source)) > 1:
+        return f"{layer.name!r} cannot take it in: other nodes read its output {source.name!r} as well"
+    norm = _read(bench, node)
+    if isinstance(norm, str):
+        return norm
+    weight = bench.array(layer.inputs[1])
+    has_bias = len(layer.inputs) > 2 and bool(layer.inputs[2].name)
+    bias = bench.array(layer.inputs[2]) if has_bias else None
+    if weight is None or (has_bias and bias is None):
+        return f"the weights or the bias of {layer.name!r} are not float constants"
+    if weight.dtype.kind != "f":
+        return f"the weights of {layer.name!r} are not floating-point numbers"
+    scale_of = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm}[layer.op]
+    scaled = scale_of(layer, weight.astype(np.float64), bias, norm)
+    if isinstance(scaled, str):
+        return scaled
+    with np.errstate(over="ignore"):
+        new_weight, new_bias = (a.astype(weight.dtype) for a in scaled)
+    if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
+        return f"the folded weights of {layer.name!r} are not finite in {weight.dtype}"
+    _write(bench, node, layer, new_weight, new_bias)
+    return ""
+
+
+def _read(bench: Workbench, node: gs.Node) -> _Norm | str:
+    arrays = [bench.array(t) for t in node.inputs[1:5]]
+    if len(arrays) < 4 or any(a is None or a.ndim != 1 for a in arrays):
+        return "its scale, bias, mean or variance is not constant"
+    scale, shift, mean, var = (a.astype(np.float64) for a in arrays if a is not None)
+    # The attribute is a float32: 1e-5 in the file is not 1e-5 in float64.
+    power = var + float(np.float32(node.attrs.get("epsilon", 1e-5)))
+    if not (power > 0).all():
+        return "its variance plus epsilon is not positive"
+    return _Norm(scale / np.sqrt(power), mean, shift)
+
+
+def _bias(bias: np.ndarray | None, norm: _Norm) -> np.ndarray:
+    old = np.zeros(len(norm.mean)) if bias is None else bias.astype(np.float64)
+    return (old - norm.mean) * norm.factor + norm.shift
+
+
+def _mismatch(layer: gs.Node) -> str:
+    return f"the weights of {layer.name!r} do not have its number of channels"
+
+
+def _conv(
+    layer: gs.Node, weight: np.ndarray, bias: np.ndarray | None, norm: _Norm
+) -> tuple[np.ndarray, np.ndarray] | str:
+    if weight.ndim < 3 or weight.shape[0] != len(norm.factor):
+        return _mismatch(layer)
+    factor = norm.factor.reshape(-1, *[1] * (weight.ndim - 1))
+    return weight * factor, _bias(bias, norm)
+
+
+def _conv_transpose(
+    layer: gs.Node, weight: np.ndarray, bias: np.ndarray | None, norm: _Norm
+) -> tuple[np.ndarray, np.ndarray] | str:
+    # [in, out/group, ...]: rows of one group of inputs make the outputs of that group.
+    group = int(layer.attrs.get("group", 1))
+    if weight.ndim < 3 or weight.shape[1] * group != len(norm.factor) or weight.shape[0] % group:
+        return _mismatch(layer)
+    grouped = weight.reshape(group, -1, *weight.shape[1:])
+    factor = norm.factor.reshape(group, 1, weight.shape[1], *[1] * (weight.ndim - 2))
+    return (grouped * factor).reshape(weight.shape), _bias(bias, norm)
+
+
+def _gemm(
+    layer: gs.Node, weight: np.ndarray, bias: np.ndarray | None, norm: _Norm
+) -> tuple[np.ndarray, np.ndarray] | str:
+    transposed = bool(layer.attrs.get("transB", 0))
+    if weight.ndim != 2 or weight.shape[0 if transposed else 1] != len(norm.factor):
+        return _mismatch(layer)
+    if bias is not None:
+        if bias.size not in (1, len(norm.factor)) or bias.shape[-1:] not in ((), (1,), (len(norm.factor),)):
+            return f"the bias of {layer.name!r} differs between rows"
+        bias = np.broadcast_to(bias.reshape(-1), norm.factor.shape).astype(np.float64)
+        bias = bias * float(np.float32(layer.attrs.get("beta", 1.0)))
+    factor = norm.factor[:, None] if transposed else norm.factor
+    return weight * factor, _bias(bias, norm)
+
+
+def _write(bench: Workbench, node: gs.Node, layer: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
+    def put(index: int, array: np.ndarray, stem: str) -> None:
+        old = layer.inputs[index] if index < len(layer.inputs) else None
+        if isinstance(old, gs.Constant):
+            new = bench.new_values(old, array, stem)
+        else:
+            new = bench.model.constant(stem, array)
+        bench.put_input(layer, index, new)
+
+    put(1, weight, f"{layer.name}_weight")
+    put(2, bias, f"{layer.name}_bias")
+    layer.attrs.pop("beta", None)
+    target = node.outputs[0]
+    bench.remove(node)
+    bench.set_output(layer, 0, target)
+    bench.counts["batchnorms_folded"] += 1
