@@ -1,6 +1,6 @@
 """Train the demo classifier: a small residual CNN for Fashion-MNIST.
 
-How to rerun (about 10-15 minutes on two CPU cores):
+How to rerun (about 10 minutes on two CPU cores):
 
     apt-get install dataset-fashion-mnist        # the data, MIT licence
     pip install torch==2.13.0 numpy onnx onnxruntime
@@ -150,9 +150,9 @@ def train_network(args, images, labels):
         start, total = time.time(), 0.0
         model.train()
         for batch in torch.randperm(len(x)).split(args.batch):
-            images = augment(x[batch]).contiguous(memory_format=torch.channels_last)
+            inputs = augment(x[batch]).contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                logits = model(images)
+                logits = model(inputs)
             loss = F.cross_entropy(logits.float(), y[batch], label_smoothing=0.05)
             penalty = args.slimming * sum(scale.abs().sum() for scale in inner_scales)
             optimizer.zero_grad()

@@ -98,7 +98,7 @@ def _fold_quietly(model: Model) -> None:
     onnxruntime.set_default_logger_severity(3)  # folding warns about nodes that it will not merge
     try:
         with contextlib.suppress(Exception):  # a model that cannot be folded keeps what is known of it
-            model.graph.fold_constants(size_threshold=1 << 16)
+            model.graph.fold_constants(size_threshold=1 << 16).cleanup()
             infer_shapes(model, fresh=True)
     finally:
         onnxruntime.set_default_logger_severity(2)

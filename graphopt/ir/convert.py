@@ -30,6 +30,9 @@ _READABLE = {
     AttributeProto.INTS,
     AttributeProto.STRINGS,
 }
+# Before this IR version every initializer had to be listed as an input too, which did not mean that a caller may
+# feed it (ONNX Runtime reads such files in the same way). They are imported as plain weights, and written as this version.
+_INITIALIZERS_APART = 4
 STUB_LOCATION = "graphopt-stub"
 
 
@@ -102,17 +105,24 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, Header]:
     """Import a proto. Raises ModelError, naming the node, for what the IR cannot hold."""
     _refuse_unreadable(proto)
     header = Header(
-        ir_version=proto.ir_version,
+        ir_version=max(proto.ir_version, _INITIALIZERS_APART),
         opsets={o.domain if o.domain != "ai.onnx" else "": o.version for o in proto.opset_import},
         metadata={p.key: p.value for p in proto.metadata_props},
         domain=proto.domain,
         model_version=proto.model_version,
         doc_string=proto.doc_string,
     )
-    # The import below reads these protos without copying them, so what is changed here is put back after.
     names = {t.name for t in proto.graph.input}
     defaults = [t for t in proto.graph.initializer if t.name in names]
-    if defaults:
+    # The import below reads protos without copying them: what it must not see is taken out of a copy.
+    if defaults and proto.ir_version < _INITIALIZERS_APART:
+        weights = {t.name for t in defaults}
+        light = onnx.ModelProto()
+        light.CopyFrom(proto)
+        del light.graph.input[:]
+        light.graph.input.extend(t for t in proto.graph.input if t.name not in weights)
+        proto = light
+    elif defaults:
         kept = [t for t in proto.graph.initializer if t.name not in names]
         header.input_defaults = {t.name: t for t in defaults}
         light = onnx.ModelProto()

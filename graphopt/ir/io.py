@@ -46,22 +46,24 @@ def load(path: str | Path) -> Model:
     proto = parse(data, str(path))
     del data
     has_external = external.check(proto, path.parent)
-    _check(proto, path, has_external)
     external.inline_attributes(proto, path.parent)
     model = Model.from_proto(proto, source)
     external.map_initializers(model.constants(), path.parent)
-    verify_input(model, str(path))
+    verify_input(model, str(path))  # before the checker: it says more about structure
+    _check(proto, path, has_external)
     infer_shapes(model)
     return model
 
 
 def parse(data: bytes, name: str) -> onnx.ModelProto:
     """Decode bytes as an ONNX model. Raises ModelError for what is not one, or of an unknown version."""
+    if not data:
+        raise ModelError(f"{name} is empty", "export or copy it again")
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
     except (DecodeError, RuntimeError, ValueError):
-        hint = "the file is truncated or damaged; export or copy it again" if data else "the file is empty"
+        hint = "it is truncated or damaged (export or copy it again), or not a model at all"
         raise ModelError(f"{name} is not a readable ONNX file", hint) from None
     if not proto.ir_version or not proto.HasField("graph") or not proto.graph.output:
         raise ModelError(f"{name} is not an ONNX model (it has no graph with outputs)", "is it another format?")

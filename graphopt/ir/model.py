@@ -116,7 +116,8 @@ class Model:
 
     def constant(self, stem: str, values: np.ndarray) -> gs.Constant:
         """A new initializer with a fresh name."""
-        return gs.Constant(self.fresh_name(stem), np.ascontiguousarray(values))
+        # not ascontiguousarray, which turns a scalar into a vector
+        return gs.Constant(self.fresh_name(stem), np.asarray(values, order="C"))
 
     # --- reading --------------------------------------------------------------------------------------------
 

@@ -80,14 +80,27 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
         for sub in node.subgraphs():
             visible = frozenset(defined) | frozenset(produced)
             _graph_problems(sub, visible, found, f" (in a subgraph of {node.name!r})")
-            inner = {t.name for n in sub.nodes for t in n.outputs} | {t.name for t in sub.inputs}
-            late.extend((node.name, name) for name in reads(node) if name not in defined and name not in inner)
+        if any(True for _ in node.subgraphs()):
+            inside = _known_inside(node)
+            late.extend((node.name, name) for name in reads(node) if name not in defined and name not in inside)
         defined.update(t.name for t in node.outputs if t.name)
     if late:
         found.extend(_order_problems(graph, late, produced, where))
     for tensor in graph.outputs:
         if tensor.name not in defined and not isinstance(tensor, gs.Constant):
             found.append(f"the graph output {tensor.name!r} is never written{where}")
+
+
+def _known_inside(node: gs.Node) -> set[str]:
+    """Names that the subgraphs of a node define themselves, initializers included: those are written with the model."""
+    names: set[str] = set()
+    for sub in node.subgraphs(recursive=True):
+        names.update(t.name for t in sub.inputs)
+        for inner in sub.nodes:
+            names.update(t.name for t in inner.outputs)
+            names.update(t.name for t in inner.inputs if isinstance(t, gs.Constant))
+        names.update(t.name for t in sub.outputs if isinstance(t, gs.Constant))
+    return names
 
 
 def _order_problems(graph: gs.Graph, late: list[tuple[str, str]], produced: dict[str, str], where: str) -> list[str]:

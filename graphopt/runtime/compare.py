@@ -45,8 +45,8 @@ class Comparison:
     """Model ``a`` (before) and ``b`` (after) on the same images.
 
     Without images, only ``outputs`` and ``bytes`` are there, and the outputs are those on random inputs
-    (``random_inputs``). ``paired`` needs labels; ``agreement`` does not. ``bytes`` are the sizes of the model files, without
-    external data.
+    (``random_inputs``). ``paired`` needs labels; ``agreement`` does not. ``bytes`` are the sizes of the model
+    files, without external data.
     """
 
     a: Evaluation | None
@@ -95,7 +95,7 @@ def compare_models(
         for session, tally, batch in zip(sessions, tallies, fixed, strict=True):
             start = time.perf_counter()
             output = run_session(session, x, batch)[0]
-            tally.add(output, time.perf_counter() - start)
+            tally.add(output, len(x), time.perf_counter() - start)
             outputs.append(output)
         gap.add(outputs[0], outputs[1])
     before = tallies[0].result()

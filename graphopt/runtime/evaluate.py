@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def evaluate(
     for x in shown:
         start = time.perf_counter()
         outputs = run_session(session, x, batch)
-        tally.add(outputs[0], time.perf_counter() - start)
+        tally.add(outputs[0], len(x), time.perf_counter() - start)
     return tally.result(reference)
 
 
@@ -93,9 +93,14 @@ class Tally:
         self._rank = np.zeros(n, dtype=np.int64)
         self._seen, self._seconds, self._non_finite, self._classes = 0, 0.0, 0, 0
 
-    def add(self, output: np.ndarray, seconds: float) -> None:
-        """Count one batch of outputs [n, classes] (size-1 axes are ignored), in the order of the batches."""
+    def add(self, output: np.ndarray, n: int, seconds: float) -> None:
+        """Count the outputs [n, classes] (size-1 axes are ignored) of the next ``n`` images."""
         scores = as_scores(output, self._source)
+        if len(scores) != n:
+            raise ModelError(
+                f"{self._source} gives {len(scores)} rows of scores for a batch of {n} images",
+                "export it with the batch as the first dimension of its input and output",
+            )
         if self._classes == 0:
             self._classes = scores.shape[1]
             check_labels(self._batches, self._classes)
@@ -113,7 +118,7 @@ class Tally:
         """The evaluation, once all batches were added."""
         n, labeled = self._seen, self._labels is not None
         if n != len(self._predictions):
-            raise ModelError(f"{self._source} gave {n} results for {len(self._predictions)} images")
+            raise ValueError(f"{n} of {len(self._predictions)} images were added")
         correct = self._rank == 0 if labeled else None
         hits = int(correct.sum()) if correct is not None else 0
         mine = Evaluation(
@@ -131,7 +136,7 @@ class Tally:
         )
         if reference is None:
             return mine
-        return Evaluation(**{**vars(mine), "agreement": agreement(reference, mine)})
+        return replace(mine, agreement=agreement(reference, mine))
 
 
 def as_scores(output: np.ndarray, source: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""BatchNormalization in inference mode is one multiplication and one addition a channel: the layer before can do both.
+"""One multiplication and one addition a channel, as in BatchNormalization, can be done by the layer before.
 
 With ``f = scale / sqrt(var + epsilon)``: weights times f on the output channel axis, bias ``(bias - mean) * f + B``.
 Computed in float64 and rounded once, so that the result differs from the original by float noise only.
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-
 from graphopt.passes.fold.workbench import Workbench
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
@@ -30,6 +29,38 @@ def fold_batchnorm(bench: Workbench, node: gs.Node) -> None:
         bench.skip(node, reason)
 
 
+def fold_affine(bench: Workbench, node: gs.Node) -> None:
+    """Fold an Add, Sub, Mul or Div by one constant a channel into the layer before it."""
+    index = 0 if isinstance(node.inputs[1], gs.Variable) and node.op in ("Add", "Mul") else 1
+    constant, source = bench.array(node.inputs[index]), node.inputs[1 - index]
+    layer = bench.producer(source)
+    if constant is None or constant.dtype.kind != "f" or layer is None or layer.op not in _LINEAR:
+        return  # not a candidate: most additions are of two activations
+    norm = _affine(node.op, constant, source, layer)
+    reason = norm if isinstance(norm, str) else _fold_into_layer(bench, node, source, norm)
+    if reason:
+        bench.skip(node, reason)
+    else:
+        bench.counts["affines_folded"] += 1
+
+
+def _affine(op: str, constant: np.ndarray, source: gs.Tensor, layer: gs.Node) -> _Norm | str:
+    shape = source.shape
+    if shape is None or len(shape) < 2 or not isinstance(shape[1], int | np.integer):
+        return f"the number of channels of {source.name!r} is unknown"
+    channels = int(shape[1])
+    full = (1,) * (len(shape) - constant.ndim) + constant.shape
+    if len(full) != len(shape) or full != (1, full[1], *(1,) * (len(shape) - 2)) or full[1] not in (1, channels):
+        return f"its constant is not one value a channel of {layer.name!r}"
+    one, zero = np.ones(channels), np.zeros(channels)
+    values = np.broadcast_to(constant.reshape(-1).astype(np.float64), (channels,))
+    if op in ("Mul", "Div"):
+        if op == "Div" and not values.all():
+            return "it divides by zero"
+        return _Norm(values if op == "Mul" else one / values, zero, zero)
+    return _Norm(one, zero, values if op == "Add" else -values)
+
+
 def _fold(bench: Workbench, node: gs.Node) -> str:
     """Fold, or say why not."""
     if node.attrs.get("training_mode", 0):
@@ -38,7 +69,16 @@ def _fold(bench: Workbench, node: gs.Node) -> str:
         return "it normalizes each position separately (spatial=0)"
     if any(t.name and (bench.readers(t) or bench.why_bound(t)) for t in node.outputs[1:]):
         return "its running mean or variance outputs are used"
-    source = node.inputs[0]
+    norm = _read(bench, node)
+    if isinstance(norm, str):
+        return norm
+    reason = _fold_into_layer(bench, node, node.inputs[0], norm)
+    if not reason:
+        bench.counts["batchnorms_folded"] += 1
+    return reason
+
+
+def _fold_into_layer(bench: Workbench, node: gs.Node, source: gs.Tensor, norm: _Norm) -> str:
     layer = bench.producer(source)
     if layer is None or layer.op not in _LINEAR or not bench.is_standard(layer):
         return f"its input is not written by {', '.join(_LINEAR[:-1])} or {_LINEAR[-1]}"
@@ -47,16 +87,11 @@ def _fold(bench: Workbench, node: gs.Node) -> str:
         return f"{layer.name!r} cannot take it in: {reason}"
     if len(bench.readers(source)) > 1:
         return f"{layer.name!r} cannot take it in: other nodes read its output {source.name!r} as well"
-    norm = _read(bench, node)
-    if isinstance(norm, str):
-        return norm
     weight = bench.array(layer.inputs[1])
     has_bias = len(layer.inputs) > 2 and bool(layer.inputs[2].name)
     bias = bench.array(layer.inputs[2]) if has_bias else None
-    if weight is None or (has_bias and bias is None):
+    if weight is None or weight.dtype.kind != "f" or (has_bias and bias is None):
         return f"the weights or the bias of {layer.name!r} are not float constants"
-    if weight.dtype.kind != "f":
-        return f"the weights of {layer.name!r} are not floating-point numbers"
     scale_of = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm}[layer.op]
     scaled = scale_of(layer, weight.astype(np.float64), bias, norm)
     if isinstance(scaled, str):
@@ -129,11 +164,10 @@ def _gemm(
 def _write(bench: Workbench, node: gs.Node, layer: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
     def put(index: int, array: np.ndarray, stem: str) -> None:
         old = layer.inputs[index] if index < len(layer.inputs) else None
-        if isinstance(old, gs.Constant):
-            new = bench.new_values(old, array, stem)
-        else:
-            new = bench.model.constant(stem, array)
-        bench.put_input(layer, index, new)
+        given = isinstance(old, gs.Constant)
+        bench.put_input(
+            layer, index, bench.new_values(old, array, stem) if given else bench.model.constant(stem, array)
+        )
 
     put(1, weight, f"{layer.name}_weight")
     put(2, bias, f"{layer.name}_bias")
@@ -141,4 +175,3 @@ def _write(bench: Workbench, node: gs.Node, layer: gs.Node, weight: np.ndarray, 
     target = node.outputs[0]
     bench.remove(node)
     bench.set_output(layer, 0, target)
-    bench.counts["batchnorms_folded"] += 1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues
-
 from graphopt.passes.fold.workbench import Workbench, plain_dtype
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 # Each run of these differs from the last, so neither their values nor their number may change.
 RANDOM = frozenset(
@@ -24,9 +23,7 @@ RANDOM = frozenset(
 def remove_dead(bench: Workbench, node: gs.Node) -> None:
     """Remove a node none of whose outputs is read, captured by a subgraph, or an output of the graph."""
     for tensor in node.outputs:
-        if tensor.name and (
-            bench.readers(tensor) or bench.is_output(tensor) or bench.is_captured(tensor)
-        ):
+        if tensor.name and (bench.readers(tensor) or bench.is_output(tensor) or bench.is_captured(tensor)):
             return
     if not _known_and_repeatable(bench, node):
         bench.skip(node, "nothing reads its outputs, but it is a custom or random operator")
@@ -38,10 +35,6 @@ def remove_dead(bench: Workbench, node: gs.Node) -> None:
 def _known_and_repeatable(bench: Workbench, node: gs.Node) -> bool:
     inner = [n for sub in node.subgraphs(recursive=True) for n in sub.nodes]
     return all(bench.is_standard(n) and n.op not in RANDOM for n in (node, *inner))
-
-
-def remove_identity(bench: Workbench, node: gs.Node) -> None:
-    bypass(bench, node)
 
 
 def remove_cast(bench: Workbench, node: gs.Node) -> None:

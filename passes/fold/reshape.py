@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
-
 from graphopt.passes.fold.shape_values import Element, ShapeValues, dims
 from graphopt.passes.fold.workbench import Workbench
 
@@ -26,9 +25,7 @@ def constant_target(values: ShapeValues, bench: Workbench, node: gs.Node) -> Non
     bench.counts["shapes_folded"] += 1
 
 
-def solve(
-    elements: tuple[Element, ...], source: tuple[Element, ...] | None, allow_zero: bool
-) -> list[int] | None:
+def solve(elements: tuple[Element, ...], source: tuple[Element, ...] | None, allow_zero: bool) -> list[int] | None:
     """The constant target equal to ``elements`` for an input of shape ``source``, or None if there is no proof.
 
     An unknown element is written as 0 where it is the input's own dimension at that position, and one more as -1:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-
 from graphopt.passes.fold.workbench import Workbench, plain_dtype
 
 Element = int | str | tuple[str, int] | None
@@ -50,6 +49,11 @@ def dims(tensor: gs.Tensor) -> tuple[Element, ...] | None:
 
 class ShapeValues:
     """Values of the shape-like tensors of one workbench, kept as rules come by."""
+
+    OPERATORS = (
+        *("Shape", "Size", "Gather", "Slice", "Concat", "Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape"),
+        *("Mul", "Add", "Sub", "Div"),
+    )
 
     def __init__(self) -> None:
         self._values: dict[str, Value] = {}

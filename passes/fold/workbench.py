@@ -166,11 +166,17 @@ class Workbench:
         old = node.inputs[index]
         list.__setitem__(node.inputs, index, tensor)
         if all(t is not old for t in node.inputs):
-            self._readers.get(old.name, {}).pop(id(node), None)
+            self._unread(old, node)
         if tensor.name:
             self._readers.setdefault(tensor.name, {})[id(node)] = node
-        self.push([node, self._producer.get(old.name)])
+        self.push([node])
         self._mark()
+
+    def put_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
+        """Like ``set_input``, for an optional input that the node may not have yet."""
+        while len(node.inputs) <= index:
+            list.append(node.inputs, gs.Variable.empty())
+        self.set_input(node, index, tensor)
 
     def replace_reads(self, old: gs.Tensor, new: gs.Tensor) -> None:
         """Make every node of the main graph that reads ``old`` read ``new``."""
@@ -191,8 +197,7 @@ class Workbench:
         del self._alive[id(node)]
         self._skipped.pop(id(node), None)
         for tensor in node.inputs:
-            self._readers.get(tensor.name, {}).pop(id(node), None)
-            self.push([self._producer.get(tensor.name)])
+            self._unread(tensor, node)
         for tensor in node.outputs:
             if self._producer.get(tensor.name) is node:
                 del self._producer[tensor.name]
@@ -212,7 +217,7 @@ class Workbench:
                 list.append(instead[-1].outputs, tensor)
             else:
                 tensor.to_constant(array)
-            self.push(self.readers(tensor))
+            self._push_around(tensor)
         self.remove(node)
         for new in instead:
             self._alive[id(new)] = new
@@ -224,7 +229,7 @@ class Workbench:
         tensor = node.outputs[0]
         self.remove(node)
         tensor.to_constant(values, export_dtype=export_dtype)
-        self.push(self.readers(tensor))
+        self._push_around(tensor)
 
     def new_values(self, constant: gs.Constant, array: np.ndarray, stem: str) -> gs.Constant:
         """An initializer with these values, for one of the readers of ``constant``.
@@ -257,10 +262,10 @@ class Workbench:
             return False
         self._unsaid = False
         self.graph.nodes = list(self.nodes())
-        before = {n: tuple(t.shape) for n, t in self.graph.tensors().items() if t.shape is not None}
+        before = {name: _known(t) for name, t in self.graph.tensors().items()}
         infer_shapes(self.model)
         for name, tensor in self.graph.tensors().items():
-            if tensor.shape is not None and before.get(name) != tuple(tensor.shape):
+            if before.get(name) != _known(tensor):
                 self.push([self._producer.get(name), *self.readers(tensor)])
         return True
 
@@ -292,5 +297,22 @@ class Workbench:
             if tensor.name:
                 self._producer[tensor.name] = node
 
+    def _unread(self, tensor: gs.Tensor, node: gs.Node) -> None:
+        left = self._readers.get(tensor.name, {})
+        left.pop(id(node), None)
+        # The producer may be dead now, and the last reader may now have the tensor to itself.
+        self.push([self._producer.get(tensor.name), *(left.values() if len(left) == 1 else ())])
+
+    def _push_around(self, tensor: gs.Tensor) -> None:
+        """Look at the readers of a tensor, and at theirs: rules match a node together with the one before it."""
+        for reader in self.readers(tensor):
+            self.push([reader])
+            for output in reader.outputs:
+                self.push(self.readers(output))
+
     def _mark(self) -> None:
         self.changed = self._unsaid = True
+
+
+def _known(tensor: gs.Tensor) -> tuple[object, ...]:
+    return (str(tensor.dtype), None if tensor.shape is None else tuple(tensor.shape))

@@ -1,0 +1,7 @@
+"""The pass ``prune``."""
+
+from __future__ import annotations
+
+from graphopt.passes.prune.prune import Prune
+
+__all__ = ["Prune"]

@@ -1,0 +1,124 @@
+"""The quantize pass: int8 by calibration, placed where it pays on the target."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from graphopt.errors import ModelError, PassError, UsageError
+from graphopt.ir import Model
+from graphopt.passes.quantize.calibrate import parameters
+from graphopt.passes.quantize.fusion import count_fused
+from graphopt.passes.quantize.lowering import lower
+from graphopt.passes.quantize.placement import WEIGHTED, Plan, decide
+from graphopt.passes.quantize.rewrite import Rewriter
+from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
+
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
+
+
+@dataclass(frozen=True)
+class Quantize(Pass):
+    """Run the model in int8: weights and activations, calibrated on images.
+
+    Weights become int8, symmetric, one scale a channel; activations uint8 with the range that they take on the
+    calibration images; biases int32. The result is an ONNX file with QuantizeLinear and DequantizeLinear, whose inputs
+    and outputs stay float. What the target has no int8 operator for, or where converting back and forth would cost
+    more than int8 saves, stays in float and is listed in the report.
+    """
+
+    name = "quantize"
+    kind = Kind.LOSSY
+    requires = ("fold",)
+
+    calibration: str = option(
+        "minmax", "How a tensor's range is found: its extremes, or all but rare values", choices=("minmax", "percentile")
+    )
+    percentile: float = option(99.99, "Values inside the range, in percent (percentile)", min=50.0, max=100.0)
+    per_channel: bool = option(True, "One weight scale an output channel instead of one a tensor")
+    keep_float: tuple[str, ...] = option((), "Nodes to leave in float, by name or pattern such as */head/*")
+    images: int | None = option(None, "Calibration images to use at most (default: all)", min=1)
+
+    def run(self, model: Model, ctx: Context) -> PassResult:
+        _refuse_quantized(model)
+        lowered = lower(model)
+        _check_patterns(self.keep_float, model)
+        plan = decide(model, ctx.target, self.keep_float)
+        weighted = [n for i, n in enumerate(model.graph.nodes) if i in plan.int8 and _has_weights(n)]
+        if not weighted:
+            raise _nothing(model, plan)
+        percentile = self.percentile if self.calibration == "percentile" else 100.0
+        params = parameters(model, ctx, plan, percentile, self.images)
+        rewriter = Rewriter(model, ctx.target, plan, params, self.per_channel)
+        rewriter.apply()
+        metrics: dict[str, Any] = {
+            "int8_operators": dict(sorted(rewriter.planned.items())),
+            "calibration_images": min(len(ctx.calibration), self.images or len(ctx.calibration)),
+            "calibrated_tensors": len(params),
+            "synthetic_calibration": bool(ctx.calibration.synthetic),
+        }
+        if lowered:
+            metrics["lowered"] = lowered
+        if rewriter.widened:
+            metrics["channels_widened_for_bias"] = rewriter.widened
+        _verify(model, ctx, rewriter.planned, metrics)
+        return PassResult(True, metrics, plan.skipped)
+
+
+def _verify(model: Model, ctx: Context, planned: dict[str, int], metrics: dict[str, Any]) -> None:
+    try:
+        fused = count_fused(model, ctx.target, planned)
+    except Exception as error:
+        raise PassError(f"ONNX Runtime does not load the quantized model: {error}") from error
+    if fused is None:
+        return
+    missing = {op: planned[op] - fused[op] for op in sorted(planned) if fused[op] < planned[op]}
+    metrics["int8_operators_fused"] = dict(sorted(fused.items()))
+    if missing:
+        text = ", ".join(f"{count} {op}" for op, count in missing.items())
+        ctx.progress.warn(f"quantize: ONNX Runtime runs these in float although they were quantized: {text}")
+        metrics["not_fused"] = missing
+
+
+def _has_weights(node: gs.Node) -> bool:
+    return node.op in WEIGHTED and isinstance(node.inputs[1], gs.Constant)
+
+
+def _refuse_quantized(model: Model) -> None:
+    found = Counter(
+        n.op for g in model.graphs() for n in g.nodes if n.op in _QUANTIZED or n.op.startswith(("QLinear", "QGemm"))
+    )
+    if found:
+        what = ", ".join(f"{count} {op}" for op, count in sorted(found.items()))
+        raise ModelError(
+            f"the model is quantized already: it has {what}", "run the quantize pass on the float model it came from"
+        )
+
+
+def _nothing(model: Model, plan: Plan) -> PassError:
+    reasons = Counter(f"{s.op}: {s.reason}" for s in plan.skipped if s.op in WEIGHTED)
+    half = any(c.dtype == "float16" for c in model.constants())
+    if half:
+        return PassError("nothing to quantize: the weights are float16", "convert the model to float32 first")
+    if reasons:
+        return PassError(
+            "nothing was quantized: no Conv, Gemm or MatMul can run in int8", "; ".join(sorted(reasons)[:3])
+        )
+    return PassError("nothing to quantize: the model has no Conv, Gemm or MatMul with float32 weights")
+
+
+def _check_patterns(patterns: tuple[str, ...], model: Model) -> None:
+    names = [n.name for n in model.graph.nodes]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else "inspect lists the nodes"
+            raise UsageError(f"keep_float pattern {pattern!r} matches no node of the model", hint)
+
+
+__all__ = ["Quantize", "Skipped"]

@@ -69,7 +69,7 @@ def test_toml_table_is_the_same_as_text():
     ("text", "message"),
     [
         ("imagnet", "did you mean 'imagenet'"),
-        ("imagenet{crop_size=1}", "did you mean 'crop'"),
+        ("imagenet{cropp=1}", "did you mean 'crop'"),
         ("imagenet,unit", "exactly one"),
         ("imagenet{crop=0}", "at most 1"),
         ("imagenet{crop=1.5}", "at most 1"),
@@ -100,7 +100,7 @@ def test_a_table_needs_a_preset(table):
 
 
 def test_statistics_must_fit_the_channels():
-    with pytest.raises(UsageError, match="3 values of mean, but .* 1 channel"):
+    with pytest.raises(UsageError, match=r"3 values of mean, but .* 1 channel"):
         Preprocess.parse("imagenet").apply(picture(), GRAY)
 
 
@@ -205,12 +205,12 @@ def test_size_follows_the_input_unless_it_is_open():
     half_open = image_input("x", ("n", 3, 8, "w"), np.float32)
     with pytest.raises(ModelError, match="only one of height and width"):
         Preprocess.parse("raw").target_size(half_open)
-    with pytest.raises(UsageError, match="8x\\?"):
+    with pytest.raises(UsageError, match=r"8x\?"):
         Preprocess.parse("raw{size=9}").target_size(half_open)
 
 
 def test_layout_option_rereads_the_input():
     ambiguous = image_input("x", ("n", 3, 9, 3), np.float32, layout="nchw")
     assert Preprocess.parse("raw{layout=nhwc}").apply(picture(3, 9), ambiguous).shape == (3, 9, 3)
-    with pytest.raises(ModelError, match="4 channels|channels"):
+    with pytest.raises(ModelError, match="has 32 channels"):
         Preprocess.parse("raw{layout=nhwc}").resolve(image_input("x", ("n", 3, 32, 32), np.float32))

@@ -1,0 +1,39 @@
+"""Channel labels: which slices of which constants live or die together.
+
+Every axis of every tensor carries a vector of labels or nothing; one rule per operator relates them, whatever the
+topology. A group is a class of labels that are tied; a family is a set of groups that occur at the same places.
+A plug-in adds an operator with ``@rule("Op", domain="...")``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from graphopt.analysis.base import Analysis
+from graphopt.analysis.labels.propagate import propagate
+from graphopt.analysis.labels.registry import Unsupported, rule
+from graphopt.analysis.labels.result import Contraction, Family, Labels, Locked
+from graphopt.analysis.labels.scope import NodeScope, Slot
+from graphopt.ir import Model
+
+__all__ = [
+    "ChannelLabels",
+    "Contraction",
+    "Family",
+    "Labels",
+    "Locked",
+    "NodeScope",
+    "Slot",
+    "Unsupported",
+    "propagate",
+    "rule",
+]
+
+
+@dataclass(frozen=True)
+class ChannelLabels(Analysis[Labels]):
+    """The channel groups of a model."""
+
+    def compute(self, model: Model, ctx: Any = None) -> Labels:
+        return propagate(model)

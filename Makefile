@@ -1,0 +1,53 @@
+# Everything sets itself up: Python 3.11 or newer, make and a package index are all it takes.
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell command -v $(p) 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test suites lint format bench clean
+help:
+	@echo "make demo    optimize the embedded classifier and show what that did"
+	@echo "make test    run the tests"
+	@echo "make lint    check format, lint and types"
+	@echo "make suites  run the large test suites"
+	@echo "make bench   measure against other quantizers (needs MODELS and DATA)"
+	@echo "make format  format the code"
+	@echo "make clean   remove the environment and what tools left behind"
+
+demo: $(VENV)/.installed
+	$(BIN)/graphopt run models/fashion-resnet.onnx --passes prune,quantize
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -q
+
+suites: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 -q tests/suites
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/quantize_peers.py --models $(MODELS) --data $(DATA)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is too old: set PYTHON to a Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "cannot make an environment: install the venv module (Debian: python3-venv)" >&2; exit 1; }
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,86 @@
+"""Walk the graph once and let each node's rule relate the labels of its tensors."""
+
+from __future__ import annotations
+
+import onnx_graphsurgeon as gs
+
+# Importing these modules registers their rules.
+from graphopt.analysis.labels import (  # noqa: F401
+    contraction,
+    elementwise,
+    indexing,
+    layout,
+    normalisation,
+    spatial,
+)
+from graphopt.analysis.cost import known_shapes
+from graphopt.analysis.labels.registry import Unsupported, find_rule
+from graphopt.analysis.labels.result import Labels, finish
+from graphopt.analysis.labels.scope import Builder, NodeScope
+from graphopt.ir import Model
+from graphopt.ir.view import reads
+
+# Operators that read no channels: nothing to lock, nothing to report.
+_SOURCES = {"Constant", "ConstantOfShape", "Range", "RandomNormal", "RandomUniform", "EyeLike", "NonZero"}
+
+
+def propagate(model: Model) -> Labels:
+    """Channel groups of a model. Linear in nodes, uses and channels. Does not change the model."""
+    graph = model.graph
+    producers = {t.name: node for node in graph.nodes for t in node.outputs if t.name}
+    builder = Builder(model.opset, known_shapes(model), producers)
+    for index, node in enumerate(graph.nodes):
+        _visit(builder, index, node)
+    makers = {t.name: i for i, node in enumerate(graph.nodes) for t in node.outputs if t.name}
+    for tensor in graph.outputs:
+        for labels in builder.axes.get(tensor.name, []):
+            builder.lock(labels, makers[tensor.name], f"{tensor.name!r} is an output of the model")
+    return finish(builder, [n.name for n in graph.nodes], [n.op for n in graph.nodes])
+
+
+def _visit(builder: Builder, index: int, node: gs.Node) -> None:
+    scope = NodeScope(builder, index, node)
+    found = find_rule(node.op, node.domain)
+    try:
+        if found is None:
+            if node.op in _SOURCES:
+                return
+            kind = f"operator {node.op}" + (f" of domain {node.domain!r}" if node.domain else "")
+            raise Unsupported(f"graphopt has no pruning rule for {kind}")
+        found(scope)
+        _check_sizes(scope)
+    except Unsupported as error:
+        _lock_all(scope, str(error))
+    except (ValueError, IndexError, KeyError, TypeError) as error:  # attributes that do not fit the operator
+        _lock_all(scope, f"its attributes cannot be read ({error})")
+
+
+def _check_sizes(scope: NodeScope) -> None:
+    for tensor in scope.node.outputs:
+        axes, shape = scope.builder.axes.get(tensor.name), scope.builder.shapes.get(tensor.name)
+        if axes is None or shape is None:
+            continue
+        if len(axes) != len(shape):
+            raise Unsupported(f"output {tensor.name!r} has rank {len(shape)} where {len(axes)} was expected")
+        for labels, size in zip(axes, shape, strict=True):
+            if labels is not None and size is not None and labels.size != size:
+                raise Unsupported(f"output {tensor.name!r} has {size} channels where {labels.size} were expected")
+
+
+def _lock_all(scope: NodeScope, why: str) -> None:
+    """Every axis of every tensor that the node touches stays as it is."""
+    builder, node = scope.builder, scope.node
+    builder.unknown.append((scope.index, why))
+    for name in dict.fromkeys(reads(node)):
+        for labels in builder.axes.get(name, []):
+            builder.lock(labels, scope.index, why)
+    for slot, labels in builder.slots.items():
+        if slot.node == scope.index:
+            builder.lock(labels, scope.index, why)
+    for tensor in node.outputs:
+        for labels in builder.axes.get(tensor.name, []):
+            builder.lock(labels, scope.index, why)
+        builder.axes.pop(tensor.name, None)
+        shape = builder.shapes.get(tensor.name)
+        if shape is not None:
+            builder.axes[tensor.name] = [None] * len(shape)

@@ -1,0 +1,187 @@
+"""Which constant subgraphs are worth their bytes: decided from shapes, before anything is computed.
+
+A constant subgraph is a connected set of nodes that depend on initializers alone. Folding it stores what other nodes
+read of it, and frees the initializers that only it reads. A rule that looks at one subgraph at a time, and not at what
+is left of a total, gives the same answers when the pass runs again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from graphopt.passes.fold.workbench import Workbench, plain_dtype
+
+from graphopt.ir.convert import nbytes
+
+# The largest tensor that is computed, even if only a small part of it stays. Weights may be larger.
+WORKING_BYTES = 256 << 20
+# Their output size depends on values; it is at most one int64 index per input element and axis.
+_DATA_DEPENDENT = frozenset(("Compress", "NonZero", "Unique"))
+_NON_DETERMINISTIC = onnx.defs.OpSchema.NodeDeterminism.NonDeterministic
+# What these hold is the quantizer's decision; folding them would turn int8 weights back into float32.
+_QUANTIZATION = frozenset(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"))
+
+
+@dataclass
+class Plan:
+    """Nodes to evaluate, in topological order, and the outputs of theirs that stay as initializers."""
+
+    nodes: list[gs.Node]
+    kept: list[gs.Tensor]
+    stored: int  # bytes that the kept outputs take at most
+
+
+def human(size: int) -> str:
+    """Bytes in words."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def plan(bench: Workbench, budget: int, refused: dict[int, str]) -> Plan:
+    """Choose the constant subgraphs to fold. ``refused``: nodes (by id) that could not be computed, and why."""
+    candidates = _candidates(bench, refused)
+    sizes = {id(n): sum(_result_bytes(n, t) or 0 for t in n.outputs if t.name) for n in candidates}
+    chosen: set[int] = set()
+    for part in _components(bench, candidates):
+        if _growth(bench, part) <= budget:
+            chosen.update(id(n) for n in part)
+            continue
+        inflating = [n for n in part if sizes[id(n)] - _input_bytes(n) > budget]
+        for node in inflating or [n for n in part if _read_outside(bench, n, {id(m) for m in part})]:
+            size = human(sizes[id(node)])
+            bench.skip(node, f"folding it would store {size}; at most {human(budget)} may be added (option budget)")
+        rest = _without(bench, part, inflating) if inflating else []
+        for smaller in _components(bench, rest):
+            if _growth(bench, smaller) <= budget:
+                chosen.update(id(n) for n in smaller)
+    nodes = [n for n in candidates if id(n) in chosen]
+    for node in nodes:
+        bench.unskip(node)
+    kept = [t for n in nodes for t in _read_outside(bench, n, chosen)]
+    return Plan(nodes, kept, _stored(bench, nodes, chosen))
+
+
+def _candidates(bench: Workbench, refused: dict[int, str]) -> list[gs.Node]:
+    """Nodes that depend on initializers alone and can be computed within the working memory."""
+    limit = max([WORKING_BYTES, *(nbytes(c) for c in bench.model.constants())])
+    found: list[gs.Node] = []
+    names: set[str] = set()
+    for node in bench.nodes():
+        if not node.inputs or not all(not t.name or t.name in names or isinstance(t, gs.Constant) for t in node.inputs):
+            continue
+        reason = refused.get(id(node)) or _why_not(bench, node, limit)
+        if reason:
+            bench.skip(node, reason)
+        else:
+            found.append(node)
+            names.update(t.name for t in node.outputs if t.name)
+    return found
+
+
+def _why_not(bench: Workbench, node: gs.Node, limit: int) -> str:
+    """Why a node with constant inputs is not evaluated, in words; empty if it may be."""
+    if not bench.is_standard(node):
+        return "a custom operator is not evaluated, although its inputs are constant"
+    if node.op in _QUANTIZATION:
+        return "quantized constants stay as they are"
+    schema = bench.schema(node)
+    if any(True for _ in node.subgraphs()):
+        return "operators with subgraphs are not evaluated, although their inputs are constant"
+    if schema is None or schema.node_determinism == _NON_DETERMINISTIC:
+        return "it is random, or may be"
+    if any(t.name and plain_dtype(t) is None for t in (*node.inputs, *node.outputs)):
+        return "the type of an input or output is unknown, or none that numpy has"
+    for tensor in node.outputs:
+        if not tensor.name:
+            continue
+        if bench.is_foreign(tensor):
+            return bench.why_bound(tensor)
+        size = _result_bytes(node, tensor)
+        if size is None:
+            return "the size of its result is not known before it is computed"
+        if size > limit:
+            return f"its result of {human(size)} is too large to compute here"
+    return ""
+
+
+def _result_bytes(node: gs.Node, tensor: gs.Tensor) -> int | None:
+    """Bytes of an output, at most; None if unknown."""
+    size = _bytes(tensor)
+    if size is None and node.op in _DATA_DEPENDENT and _bytes(node.inputs[0]) is not None:
+        shape = node.inputs[0].shape
+        size = _volume(shape) * 8 * max(len(shape), 1)
+    return size
+
+
+def _bytes(tensor: gs.Tensor) -> int | None:
+    dtype, shape = plain_dtype(tensor), tensor.shape
+    if dtype is None or shape is None or not all(isinstance(d, int | np.integer) and d >= 0 for d in shape):
+        return None
+    return _volume(shape) * dtype.itemsize
+
+
+def _volume(shape: Sequence[int]) -> int:
+    return math.prod(int(d) for d in shape)  # python integers: absurd shapes must not wrap around
+
+
+def _input_bytes(node: gs.Node) -> int:
+    tensors = {t.name: t for t in node.inputs if t.name}
+    return sum(nbytes(t) if isinstance(t, gs.Constant) else _bytes(t) or 0 for t in tensors.values())
+
+
+def _growth(bench: Workbench, part: list[gs.Node]) -> int:
+    """Bytes that the file grows by when the nodes of ``part`` are folded; negative when it shrinks."""
+    inside = {id(n) for n in part}
+    read = {t.name: t for n in part for t in n.inputs if isinstance(t, gs.Constant)}
+    freed = sum(
+        nbytes(t) for t in read.values() if not bench.why_bound(t) and all(id(r) in inside for r in bench.readers(t))
+    )
+    return _stored(bench, part, inside) - freed
+
+
+def _stored(bench: Workbench, nodes: list[gs.Node], inside: set[int]) -> int:
+    return sum(_result_bytes(n, t) or 0 for n in nodes for t in _read_outside(bench, n, inside))
+
+
+def _read_outside(bench: Workbench, node: gs.Node, inside: set[int]) -> list[gs.Tensor]:
+    """Outputs of a node that must stay when the nodes ``inside`` (by id) are folded."""
+    return [
+        t for t in node.outputs if t.name and (bench.why_bound(t) or any(id(r) not in inside for r in bench.readers(t)))
+    ]
+
+
+def _view(bench: Workbench, nodes: list[gs.Node]) -> nx.DiGraph:
+    inside = {id(n): k for k, n in enumerate(nodes)}
+    view = nx.DiGraph()
+    view.add_nodes_from(range(len(nodes)))
+    for k, node in enumerate(nodes):
+        for tensor in node.outputs:
+            for reader in bench.readers(tensor):
+                if id(reader) in inside:
+                    view.add_edge(k, inside[id(reader)])
+    return view
+
+
+def _components(bench: Workbench, nodes: list[gs.Node]) -> list[list[gs.Node]]:
+    """Connected sets of nodes, each in the order of ``nodes``."""
+    found = nx.weakly_connected_components(_view(bench, nodes))
+    return [[nodes[k] for k in part] for part in sorted(sorted(c) for c in found)]
+
+
+def _without(bench: Workbench, part: list[gs.Node], roots: list[gs.Node]) -> list[gs.Node]:
+    """``part`` without ``roots`` and all that depends on them."""
+    view = _view(bench, part)
+    ids = {id(n) for n in roots}
+    gone: set[int] = set()
+    for k in nx.topological_sort(view):
+        if id(part[k]) in ids or any(p in gone for p in view.predecessors(k)):
+            gone.add(k)
+    return [n for k, n in enumerate(part) if k not in gone]

@@ -1,0 +1,104 @@
+"""Computing constant subgraphs: one ONNX Runtime session over all of them, with optimizations off.
+
+The kernels are those that would have run at inference time, so folding does not change a result's bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from graphopt.passes.fold.budget import Plan, plan
+from graphopt.passes.fold.workbench import Workbench, peek
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
+
+from graphopt.errors import ModelError
+from graphopt.runtime.session import open_session, run_feeds
+
+
+class Evaluator:
+    """Folds constant subgraphs within a byte budget, and remembers which nodes cannot be computed."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self._refused: dict[int, str] = {}
+
+    def fold(self, bench: Workbench) -> None:
+        """Replace the constant subgraphs that fit the budget by their values."""
+        while True:
+            chosen = plan(bench, self.budget, self._refused)
+            if not chosen.nodes:
+                return
+            try:
+                values = compute(bench.model.opset, chosen.nodes, chosen.kept)
+            except ModelError as error:
+                self._refuse(bench.model.opset, chosen.nodes, error)
+                continue
+            if sum(v.nbytes for v in values.values()) <= chosen.stored:
+                break
+            # The shapes recorded in the file were wrong, so the plan was too.
+            for node in chosen.nodes:
+                self._refused[id(node)] = "its result is larger than its recorded shape says"
+        _replace(bench, chosen, values)
+
+    def _refuse(self, opset: int, nodes: list[gs.Node], error: ModelError) -> None:
+        """Find the first node that cannot be computed, by bisection, and leave it and its like out from now on."""
+        low, high = 0, len(nodes) - 1
+        while low < high:
+            middle = (low + high) // 2
+            try:
+                compute(opset, nodes[: middle + 1], _ends(nodes[: middle + 1]))
+                low = middle + 1
+            except ModelError as found:
+                high, error = middle, found
+        reason = f"ONNX Runtime cannot compute it: {error.message}"
+        alike = [nodes[low]]
+        if "NOT_IMPLEMENTED" in error.message:
+            alike = [n for n in nodes if _kind(n) == _kind(nodes[low])]
+        for node in alike:
+            self._refused[id(node)] = reason
+
+
+def compute(opset: int, nodes: list[gs.Node], wanted: list[gs.Tensor]) -> dict[str, np.ndarray]:
+    """Values of the tensors ``wanted``, from nodes in topological order whose other inputs are initializers.
+
+    Initializers are fed as inputs, so that they are neither copied into the proto nor bound by its size limit.
+    Raises ModelError with ONNX Runtime's words.
+    """
+    weights = {t.name: peek(t) for n in nodes for t in n.inputs if isinstance(t, gs.Constant)}
+    graph = onnx.helper.make_graph(
+        [OnnxExporter.export_node(n) for n in nodes],
+        "constants",
+        [
+            onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+            for k, v in weights.items()
+        ],
+        [onnx.helper.make_empty_tensor_value_info(t.name) for t in wanted],
+    )
+    imports = [onnx.helper.make_opsetid("", opset)]
+    version = onnx.helper.find_min_ir_version_for(imports)
+    model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=max(version, 4))
+    session = open_session(model.SerializeToString(), optimize=False)
+    values = run_feeds(session, {k: np.asarray(v, order="C") for k, v in weights.items()})
+    return dict(zip((t.name for t in wanted), values, strict=True))
+
+
+def _replace(bench: Workbench, chosen: Plan, values: dict[str, np.ndarray]) -> None:
+    # Readers before producers, so that no node is seen reading what is already gone.
+    for node in reversed(chosen.nodes):
+        mine = {t.name: values[t.name] for t in node.outputs if t.name in values}
+        if mine:
+            bench.make_constant(node, mine)
+        else:
+            bench.remove(node)
+        bench.counts["constants_folded"] += 1
+
+
+def _ends(nodes: list[gs.Node]) -> list[gs.Tensor]:
+    """Outputs that none of the nodes reads: asking for them runs everything."""
+    read = {t.name for n in nodes for t in n.inputs}
+    return [t for n in nodes for t in n.outputs if t.name and t.name not in read]
+
+
+def _kind(node: gs.Node) -> tuple[object, ...]:
+    return (node.op, *(str(t.dtype) for t in node.inputs))

@@ -1,0 +1,112 @@
+"""Proof by execution: removing channels must do exactly what masking them to zero does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.analysis.labels import Labels
+from graphopt.errors import GraphoptError
+from graphopt.ir import Model
+from graphopt.passes.prune.surgery import remove
+from graphopt.pipeline.context import Context
+from graphopt.runtime.equivalence import compare_outputs
+from graphopt.runtime.feeds import random_feeds
+from graphopt.runtime.session import open_session, run_feeds
+
+RTOL = 1e-4
+BATCHES = (1, 3)
+Feeds = Sequence[Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether pruned and masked model agree, how far apart they are relative to the output's magnitude, and why not."""
+
+    holds: bool
+    error: float
+    reason: str = ""
+
+
+def masked(model: Model, labels: Labels, keep: np.ndarray) -> Model:
+    """A copy of ``model`` in which the groups that do not stay are multiplied by zero where they are summed over.
+
+    At the contractions, because there a channel's value enters others; before them it may pass through operators
+    that do not map zero to zero.
+    """
+    twin = model.copy()
+    with twin.edit() as graph:
+        nodes = list(graph.nodes)
+        made: dict[tuple[str, int, bytes], gs.Variable] = {}
+        before: dict[int, list[gs.Node]] = {}
+        for contraction in labels.contractions:
+            node = nodes[contraction.node]
+            for slot, axis, groups in contraction.inputs:
+                kept = keep[groups]
+                if kept.all():
+                    continue
+                tensor = node.inputs[slot]
+                key = (tensor.name, axis, kept.tobytes())
+                if key not in made:
+                    dtype = np.float32 if tensor.dtype is None else tensor.dtype
+                    rank = len(labels.tensors[tensor.name])
+                    factor = kept.astype(dtype).reshape([-1] + [1] * (rank - 1 - axis))
+                    result = gs.Variable(twin.fresh_name("masked"), dtype=tensor.dtype, shape=tensor.shape)
+                    before.setdefault(contraction.node, []).append(
+                        gs.Node("Mul", twin.fresh_name("mask"), inputs=[tensor, twin.constant("keep", factor)],
+                                outputs=[result])
+                    )
+                    made[key] = result
+                node.inputs[slot] = made[key]
+        graph.nodes = [n for i, node in enumerate(nodes) for n in (*before.get(i, ()), node)]
+    return twin
+
+
+def proof_feeds(model: Model, ctx: Context) -> list[dict[str, np.ndarray]]:
+    """Random inputs of batches 1 and 3 (or the batch that the model fixes), and a batch of calibration images."""
+    feeds = random_feeds(model.to_bytes(), BATCHES, seed=int(ctx.rng("prune.proof").integers(1 << 31)))
+    if len(model.inputs) == 1 and len(ctx.calibration):
+        port = model.inputs[0]
+        size = port.shape[0] if port.shape and isinstance(port.shape[0], int) else BATCHES[-1]
+        for batch in ctx.calibration.batches(size, limit=size):
+            if len(batch) == size or not isinstance(port.shape[0], int):
+                feeds.append({port.name: np.asarray(batch, dtype=port.dtype)})
+    return feeds
+
+
+def check(model: Model, labels: Labels, keep: np.ndarray, feeds: Feeds) -> Verdict:
+    """Prune a copy of ``model`` and compare it with the masked one on ``feeds``; ONNX Runtime must also load and
+    run it with its optimizations on."""
+    try:
+        pruned = model.copy()
+        remove(pruned, labels, keep)
+        data = pruned.to_bytes()
+        found = compare_outputs(masked(model, labels, keep).to_bytes(), data, feeds, rtol=RTOL)
+        if not found.equal:
+            return Verdict(False, found.max_rel, found.reason)
+        session = open_session(data)
+        for feed in feeds:
+            run_feeds(session, feed)
+        return Verdict(True, found.max_rel)
+    except GraphoptError as error:
+        return Verdict(False, math.inf, error.message)
+
+
+def guilty(count: int, holds: Callable[[int], bool]) -> int:
+    """Index of the family at which the proof stops holding, when families are added one by one.
+
+    ``holds(k)`` proves the first ``k`` of ``count``; it is true for none and false for all. Takes log2(count)
+    proofs.
+    """
+    good, bad = 0, count
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if holds(middle):
+            good = middle
+        else:
+            bad = middle
+    return bad - 1

@@ -1,0 +1,182 @@
+"""Channel pruning: labels say what can go, importance says what should, execution proves that it went cleanly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from graphopt.analysis.cost import Cost, CostAnalysis
+from graphopt.analysis.labels import ChannelLabels, Family, Labels
+from graphopt.errors import PassError, UsageError
+from graphopt.ir import Model
+from graphopt.passes.prune import rewrites  # noqa: F401  (registers what surgery rewrites)
+from graphopt.passes.prune.allocate import Plan, allocate
+from graphopt.passes.prune.importance import CRITERIA, importance
+from graphopt.passes.prune.proof import Verdict, check, guilty, proof_feeds
+from graphopt.passes.prune.surgery import remove
+from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
+
+_TOLERANCE = 0.03
+
+
+@dataclass(frozen=True)
+class Prune(Pass):
+    """Remove the channels that matter least, with everything that depends on them.
+
+    Works on any topology: channels that must go together are found by following labels through the graph, operator
+    by operator. The result is proved by execution: it must equal the original with those channels masked to zero.
+    """
+
+    name = "prune"
+    kind = Kind.LOSSY
+    requires = ("fold",)
+
+    macs: float = option(
+        0.7, "Multiply-accumulates to keep, as a fraction of the input model's", min=0.05, max=1.0
+    )
+    importance: str = option("l2", "How channels are ranked", choices=tuple(CRITERIA))
+    multiple: int = option(0, "Kept channel counts are multiples of this; 0: the target's", min=0)
+    min_keep: float = option(0.25, "Fraction of channels that every layer keeps at least", min=0.0, max=1.0)
+    keep: tuple[str, ...] = option((), "Nodes to leave alone, by name or pattern, e.g. [*/head/*]")
+
+    def run(self, model: Model, ctx: Context) -> PassResult:
+        cost = ctx.analysis(CostAnalysis(), model)
+        labels = ctx.analysis(ChannelLabels(), model)
+        skipped = [Skipped(x.node, x.op, x.reason) for x in labels.locked]
+        families, left = self._candidates(labels, ctx.target.channel_multiple)
+        skipped += left
+        if self.macs >= 1.0:
+            return PassResult(False, _metrics(cost, cost, labels, None, 0.0), skipped)
+        feeds = proof_feeds(model, ctx)
+        plan, verdict, families = self._plan(model, ctx, cost, labels, families, feeds, skipped)
+        if plan.keep.all():
+            raise PassError("nothing could be pruned: " + _summary(skipped), _hint(families))
+        remove(model, labels, plan.keep)
+        after = ctx.analysis(CostAnalysis(), model)
+        planned = _fraction(cost, labels, plan)
+        if planned > self.macs + _TOLERANCE:
+            ctx.progress.warn(
+                f"prune: {planned:.0%} of the multiply-accumulates remain where {self.macs:.0%} were asked for; "
+                "what else there is must stay (see the skipped nodes) or is held by min_keep and multiple"
+            )
+        return PassResult(True, _metrics(cost, after, labels, plan, verdict.error, families), _once(skipped))
+
+    def _candidates(self, labels: Labels, multiple: int) -> tuple[tuple[Family, ...], list[Skipped]]:
+        """Families that may lose channels, and those that the options leave alone."""
+        for pattern in self.keep:
+            if not any(fnmatchcase(name, pattern) for name in labels.names):
+                raise UsageError(f"no node is named {pattern!r}", "see graphopt inspect for the names of nodes")
+        multiple = self.multiple or multiple
+        free, left = [], []
+        for family in labels.families:
+            nodes = [*family.producers, *(labels.names[s.node] for s in family.slots)]
+            named = [n for n in nodes if any(fnmatchcase(n, p) for p in self.keep)]
+            reason = ""
+            if named:
+                reason = f"its channels reach {named[0]!r}, which the option keep leaves alone"
+            elif family.groups.size <= multiple:
+                reason = f"its {family.groups.size} channels are not more than the channel multiple {multiple}"
+            if reason:
+                left.append(Skipped(family.name, _op(labels, family.name), reason))
+            else:
+                free.append(family)
+        return tuple(free), left
+
+    def _plan(
+        self,
+        model: Model,
+        ctx: Context,
+        cost: Cost,
+        labels: Labels,
+        families: tuple[Family, ...],
+        feeds: list[dict[str, np.ndarray]],
+        skipped: list[Skipped],
+    ) -> tuple[Plan, Verdict, tuple[Family, ...]]:
+        """Allocate and prove; a family that breaks the proof is locked, reported, and planned without."""
+        scores = importance(model, labels, CRITERIA[self.importance])
+        # What labels do not follow (contractions inside unknown operators) stays as it is.
+        target = self.macs * cost.macs - (cost.macs - labels.macs(labels.everything()))
+        multiple = self.multiple or ctx.target.channel_multiple
+        while True:
+            plan = allocate(labels, families, scores, target, multiple, self.min_keep)
+            if plan.keep.all():
+                return plan, Verdict(True, 0.0), families
+            verdict = check(model, labels, plan.keep, feeds)
+            if verdict.holds:
+                return plan, verdict, families
+            ctx.progress.warn(f"prune: the proof failed ({verdict.reason}); looking for the channels at fault")
+            culprit = self._culprit(model, labels, plan, families, feeds)
+            why = check(model, labels, _only(labels, plan, [culprit]), feeds).reason or verdict.reason
+            skipped.append(
+                Skipped(culprit.name, _op(labels, culprit.name), f"removing its channels is not exact: {why}")
+            )
+            families = tuple(f for f in families if f is not culprit)
+
+    def _culprit(
+        self, model: Model, labels: Labels, plan: Plan, families: tuple[Family, ...], feeds: list[dict[str, np.ndarray]]
+    ) -> Family:
+        touched = [f for f in families if not plan.keep[f.groups].all()]
+        at = guilty(
+            len(touched), lambda k: check(model, labels, _only(labels, plan, touched[:k]), feeds).holds
+        )
+        return touched[at]
+
+
+def _only(labels: Labels, plan: Plan, families: list[Family]) -> np.ndarray:
+    """The plan's keep mask, restricted to some families: all else stays."""
+    keep = labels.everything()
+    for family in families:
+        keep[family.groups] = plan.keep[family.groups]
+    return keep
+
+
+def _op(labels: Labels, name: str) -> str:
+    return labels.ops[labels.names.index(name)] if name in labels.names else ""
+
+
+def _fraction(cost: Cost, labels: Labels, plan: Plan) -> float:
+    return (cost.macs - labels.macs(labels.everything()) + plan.macs) / max(1, cost.macs)
+
+
+def _metrics(
+    before: Cost,
+    after: Cost,
+    labels: Labels,
+    plan: Plan | None,
+    error: float,
+    families: tuple[Family, ...] = (),
+) -> dict[str, object]:
+    touched = [f for f in families if plan is not None and not plan.keep[f.groups].all()]
+    return {
+        "macs_planned": 1.0 if plan is None else round(_fraction(before, labels, plan), 6),
+        "macs_realised": round(after.macs / max(1, before.macs), 6),
+        "macs_before": before.macs,
+        "macs_after": after.macs,
+        "params_before": before.params,
+        "params_after": after.params,
+        "families": len(labels.families),
+        "families_pruned": len(touched),
+        "channels_removed": 0 if plan is None else int((~plan.keep).sum()),
+        "proof_max_rel_error": error,
+    }
+
+
+def _once(skipped: list[Skipped]) -> list[Skipped]:
+    return list(dict.fromkeys(skipped))
+
+
+def _summary(skipped: list[Skipped], most: int = 4) -> str:
+    """The reasons why nothing can go, in words, the first few."""
+    if not skipped:
+        return "it has no channels that graphopt can follow (no convolution or product with constant weights)"
+    said = [f"{s.node!r} ({s.op}): {s.reason}" for s in skipped[:most]]
+    more = f"; and {len(skipped) - most} more" if len(skipped) > most else ""
+    return "; ".join(said) + more
+
+
+def _hint(families: tuple[Family, ...]) -> str:
+    if families:
+        return "lower min_keep or multiple, or ask for fewer MACs"
+    return "a rule for an unknown operator can be added with graphopt.analysis.labels.rule"

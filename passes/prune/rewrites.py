@@ -1,0 +1,115 @@
+"""What counts channels besides weights: groups, target shapes, slice bounds, split sizes, pads, indices."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphopt.passes.prune.surgery import Edit, rewrites
+
+
+@rewrites("Conv")
+def conv(edit: Edit) -> None:
+    """A depthwise convolution has as many groups as channels stay; others keep their groups."""
+    groups = int(edit.node.attrs.get("group", 1))
+    kept = edit.kept_out()[1] if len(edit.kept_out()) > 1 else None
+    if groups == 1 or kept is None:
+        return
+    weight = edit.node.inputs[1].shape
+    per_out = kept.size // groups
+    if int(weight[1]) == 1 or per_out == 1:
+        edit.node.attrs["group"] = int(kept.sum()) // per_out
+
+
+@rewrites("ConvTranspose")
+def conv_transpose(edit: Edit) -> None:
+    groups = int(edit.node.attrs.get("group", 1))
+    kept = edit.kept_in()[1] if len(edit.kept_in()) > 1 else None
+    if groups > 1 and kept is not None:
+        edit.node.attrs["group"] = int(kept.sum())
+
+
+@rewrites("Reshape", "Expand")
+def target_shape(edit: Edit) -> None:
+    """Entries that name a channel count; 0 and -1 mean the right thing by themselves."""
+    shape, kept = edit.ints(1), edit.kept_out()
+    if shape is None or all(m is None for m in kept):
+        return
+    lead = len(kept) - len(shape)
+    for k, mask in enumerate(kept):
+        at = k - lead
+        if mask is not None and at >= 0 and shape[at] > 0 and (edit.node.op == "Reshape" or shape[at] == mask.size):
+            shape[at] = int(mask.sum())
+    edit.put(1, None, shape)
+
+
+@rewrites("Resize")
+def resize(edit: Edit) -> None:
+    sizes, kept = edit.ints(3), edit.kept_out()
+    if sizes is None:
+        return
+    axes = edit.node.attrs.get("axes") or list(range(len(kept)))
+    for k, axis in enumerate(axes):
+        mask = kept[int(axis)]
+        if mask is not None:
+            sizes[k] = int(mask.sum())
+    edit.put(3, None, sizes)
+
+
+@rewrites("Slice")
+def slice_(edit: Edit) -> None:
+    kept = edit.kept_in()
+    if all(m is None for m in kept):
+        return
+    starts, ends, given = edit.ints(1, "starts"), edit.ints(2, "ends"), edit.ints(3, "axes")
+    assert starts is not None and ends is not None
+    for k, axis in enumerate(range(len(starts)) if given is None else given):
+        mask = kept[axis]
+        if mask is not None:
+            first, last, _ = slice(starts[k], ends[k]).indices(mask.size)
+            starts[k] = int(mask[:first].sum())
+            ends[k] = int(mask[: max(first, last)].sum())
+    edit.put(1, "starts", starts)
+    edit.put(2, "ends", ends)
+
+
+@rewrites("Gather")
+def gather(edit: Edit) -> None:
+    kept = edit.kept_in()
+    axis = int(edit.node.attrs.get("axis", 0))
+    if not kept or kept[axis] is None:
+        return
+    mask, indices = kept[axis], edit.ints(1)
+    assert mask is not None and indices is not None
+    position = np.cumsum(mask) - 1
+    at = np.array(indices, dtype=np.int64)
+    at = np.where(at < 0, at + mask.size, at)
+    edit.put(1, None, [int(v) for v in position[at[mask[at]]]])
+
+
+@rewrites("Split")
+def split(edit: Edit) -> None:
+    sizes = edit.ints(1, "split")
+    kept = edit.kept_in()
+    axis = int(edit.node.attrs.get("axis", 0))
+    if sizes is None or not kept or kept[axis] is None:
+        return
+    mask = kept[axis]
+    assert mask is not None
+    parts = np.split(mask, np.cumsum(sizes)[:-1])
+    edit.put(1, "split", [int(p.sum()) for p in parts])
+
+
+@rewrites("Pad")
+def pad(edit: Edit) -> None:
+    pads, kept = edit.ints(1, "pads"), edit.kept_out()
+    if pads is None or all(m is None for m in kept):
+        return
+    given = edit.ints(3)
+    axes = list(range(len(kept))) if given is None else given
+    for k, axis in enumerate(axes):
+        mask = kept[axis]
+        before, after = pads[k], pads[k + len(axes)]
+        if mask is not None and (before or after):
+            pads[k] = int(mask[:before].sum())
+            pads[k + len(axes)] = int(mask[mask.size - after :].sum())
+    edit.put(1, "pads", pads)

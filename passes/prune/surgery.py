@@ -1,0 +1,153 @@
+"""Remove channels from a model: slice constants, and rewrite what counts channels in attributes and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.analysis.labels import Labels
+from graphopt.errors import PassError
+from graphopt.ir import Model, infer_shapes
+from graphopt.ir.view import reads
+
+Rewrite = Callable[["Edit"], None]
+_REWRITES: dict[str, Rewrite] = {}
+
+
+def remove(model: Model, labels: Labels, keep: np.ndarray) -> None:
+    """Remove from ``model`` the groups that ``keep`` [groups] does not hold; ``labels`` must be of this revision.
+
+    Keeping everything changes nothing. Raises PassError if shapes do not come out as the labels say.
+    """
+    if keep.all():
+        return
+    with model.edit() as graph:
+        expected = _expected_shapes(model, labels, keep)
+        _slice_constants(model, labels, keep)
+        for index, node in enumerate(graph.nodes):
+            rewrite = _REWRITES.get(node.op)
+            if rewrite is not None and node.domain in (None, "", "ai.onnx"):
+                rewrite(Edit(model, labels, keep, index, node))
+        infer_shapes(model, fresh=True)
+        _check_shapes(model, expected)
+
+
+def _expected_shapes(model: Model, labels: Labels, keep: np.ndarray) -> dict[str, list[int | str | None]]:
+    shapes: dict[str, list[int | str | None]] = {}
+    for name, tensor in model.graph.tensors().items():
+        if not isinstance(tensor, gs.Variable) or tensor.shape is None:
+            continue
+        axes = labels.tensors.get(name, [None] * len(tensor.shape))
+        shapes[name] = [
+            d if v is None or keep[v].all() else int(keep[v].sum())
+            for d, v in zip(tensor.shape, axes, strict=True)
+        ]
+    return shapes
+
+
+def _check_shapes(model: Model, expected: dict[str, list[int | str | None]]) -> None:
+    for name, tensor in model.graph.tensors().items():
+        want = expected.get(name)
+        if want is None or not isinstance(tensor, gs.Variable):
+            continue
+        if tensor.shape is None:
+            tensor.shape = want  # beyond the reach of inference, but the labels know
+            continue
+        for have, need in zip(tensor.shape, want, strict=True):
+            if isinstance(have, int) and isinstance(need, int) and have != need:
+                raise PassError(f"tensor {name!r} came out as {list(tensor.shape)} instead of {want}")
+
+
+def _slice_constants(model: Model, labels: Labels, keep: np.ndarray) -> None:
+    """Each constant is sliced once per way in which it is used; uses that differ get their own copy."""
+    graph = model.graph
+    cuts: dict[tuple[int, int], tuple[tuple[int, bytes], ...]] = {}
+    for index, slots in labels.by_node.items():
+        for slot, groups in slots:
+            kept = keep[groups]
+            if not kept.all():
+                at = (index, slot.slot)
+                cuts[at] = tuple(sorted((*cuts.get(at, ()), (slot.axis, kept.tobytes()))))
+    ways = _ways(model, cuts)
+    made: dict[tuple[str, tuple[tuple[int, bytes], ...]], gs.Constant] = {}
+    for (index, slot), cut in cuts.items():
+        old = graph.nodes[index].inputs[slot]
+        key = (old.name, cut)
+        if key not in made:
+            values = np.asarray(old.values)
+            for axis, kept in cut:
+                values = np.compress(np.frombuffer(kept, dtype=bool), values, axis=axis)
+            if len(ways[old.name]) == 1:
+                made[key] = gs.Constant(old.name, np.ascontiguousarray(values))
+            else:
+                made[key] = model.constant(f"{old.name}_kept", values)
+        graph.nodes[index].inputs[slot] = made[key]
+
+
+def _ways(model: Model, cuts: dict[tuple[int, int], tuple[tuple[int, bytes], ...]]) -> dict[str, set[object]]:
+    """By constant name, the different ways in which it is used; whole (None) counts as one."""
+    ways: dict[str, set[object]] = {}
+    for index, node in enumerate(model.graph.nodes):
+        direct = [t.name for t in node.inputs]
+        for slot, name in enumerate(direct):
+            ways.setdefault(name, set()).add(cuts.get((index, slot)))
+        if node.attrs:
+            for name in set(reads(node)) - set(direct):
+                ways.setdefault(name, set()).add(None)
+    for name in (*model.captured(), *(t.name for t in model.graph.outputs)):
+        ways.setdefault(name, set()).add(None)
+    return ways
+
+
+def rewrites(*ops: str) -> Callable[[Rewrite], Rewrite]:
+    """Register what to rewrite in nodes of an operator whose channels were removed."""
+
+    def register(function: Rewrite) -> Rewrite:
+        for op in ops:
+            _REWRITES[op] = function
+        return function
+
+    return register
+
+
+class Edit:
+    """One node to rewrite, with the kept entries of the tensors around it."""
+
+    def __init__(self, model: Model, labels: Labels, keep: np.ndarray, index: int, node: gs.Node) -> None:
+        self.model, self.labels, self.keep, self.index, self.node = model, labels, keep, index, node
+
+    def kept(self, tensor: gs.Tensor) -> list[np.ndarray | None]:
+        """By axis, which entries stay (None: all)."""
+        axes = self.labels.tensors.get(tensor.name, [])
+        masks = [None if v is None else self.keep[v] for v in axes]
+        return [None if m is None or m.all() else m for m in masks]
+
+    def kept_in(self) -> list[np.ndarray | None]:
+        return self.kept(self.node.inputs[0])
+
+    def kept_out(self, k: int = 0) -> list[np.ndarray | None]:
+        return self.kept(self.node.outputs[k])
+
+    def ints(self, slot: int, attr: str | None = None) -> list[int] | None:
+        """Constant integers of an input or attribute, as the rules read them."""
+        if attr is not None and attr in self.node.attrs:
+            return [int(v) for v in self.node.attrs[attr]]
+        if slot >= len(self.node.inputs) or not self.node.inputs[slot].name:
+            return None
+        tensor = self.node.inputs[slot]
+        if isinstance(tensor, gs.Constant):
+            return [int(v) for v in np.ravel(tensor.values)]
+        source = tensor.inputs[0]  # a Constant node: the rule accepted nothing else
+        value = next(iter(source.attrs.values()))
+        return [int(v) for v in np.ravel(value.values if isinstance(value, gs.Constant) else value)]
+
+    def put(self, slot: int, attr: str | None, values: list[int], dtype: type = np.int64) -> None:
+        """Write integers back where they came from, if they changed."""
+        if attr is not None and attr in self.node.attrs:
+            self.node.attrs[attr] = values
+        elif values != self.ints(slot):
+            old = self.node.inputs[slot]
+            kind = old.dtype if old.dtype is not None else dtype
+            self.node.inputs[slot] = self.model.constant(f"{old.name}_kept", np.array(values, dtype=kind))

@@ -1,0 +1,78 @@
+"""From a plan to the parameters of every tensor that it quantizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import networkx as nx
+import onnx_graphsurgeon as gs
+
+from graphopt.analysis.activations import ActivationStatistics
+from graphopt.ir import Model
+from graphopt.passes.quantize.placement import Plan, data_inputs, is_activation, outputs_in_int8
+from graphopt.passes.quantize.ranges import QuantParams, activation_params
+from graphopt.pipeline import Context
+
+# Ops whose output's range is known without looking: (low, high) and the steps between them.
+_KNOWN = {"Sigmoid": (0.0, 1.0, 256), "Softmax": (0.0, 1.0, 256), "HardSigmoid": (0.0, 1.0, 255)}
+
+
+def parameters(
+    model: Model, ctx: Context, plan: Plan, percentile: float = 100.0, images: int | None = None
+) -> dict[str, QuantParams]:
+    """Quantization parameters by tensor name, for all tensors that int8 operators read or write.
+
+    Tensors that operators only move between each other share one set. ``percentile`` of the values lie inside the
+    range; 100 takes the extremes.
+    """
+    target = ctx.target
+    nodes = model.graph.nodes
+    chosen = [nodes[i] for i in sorted(plan.int8)]
+    tensors = model.graph.tensors()
+    moving = [n for n in chosen if n.op in target.passthrough_ops or n.op in target.integer_ops]
+    wanted = outputs_in_int8(model, target, plan)
+    wanted |= {t.name for n in chosen for t in data_inputs(n, target) if is_activation(t)}
+    groups = nx.Graph()
+    groups.add_nodes_from(name for name in tensors if name in wanted)
+    for node in moving:
+        groups.add_edges_from((node.inputs[0].name, t.name) for t in node.outputs if is_activation(t))
+    # What a moving operator writes lies within what it reads (zeros of a Pad are in every range): only the tensors
+    # that come from elsewhere need a look.
+    moved = {t.name for n in moving for t in n.outputs}
+    members = [sorted(c) for c in nx.connected_components(groups)]
+    known = {}
+    for node in chosen:
+        if node.op in _KNOWN:
+            low, high, steps = _KNOWN[node.op]
+            known[node.outputs[0].name] = (low, low + (high - low) / steps * 255)
+    ask = tuple(n for n in groups if n not in moved and n not in known)
+    method = "histogram" if percentile < 100 else "extremes"
+    statistics = ctx.analysis(ActivationStatistics(ask, method, images), model)
+    params: dict[str, QuantParams] = {}
+    for names in members:
+        ranges = [
+            known[n] if n in known else _trim(tensors[n], statistics[n].range(percentile))
+            for n in names
+            if n not in moved
+        ]
+        low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
+        shared = activation_params(low, high, target.activation, target.symmetric_activations)
+        params.update(dict.fromkeys(names, shared))
+    return params
+
+
+def _trim(tensor: gs.Tensor, found: tuple[float, float]) -> tuple[float, float]:
+    """Cut off what the readers do not tell apart: x * HardSigmoid(x) is 0 below -beta/alpha."""
+    gates = [n for n in tensor.outputs if n.op == "HardSigmoid"]
+    if len(gates) != 1 or not _only_gated(tensor, gates[0], tensor.outputs):
+        return found
+    alpha, beta = gates[0].attrs.get("alpha", 0.2), gates[0].attrs.get("beta", 0.5)
+    return max(found[0], -beta / alpha), found[1]
+
+
+def _only_gated(tensor: gs.Tensor, gate: gs.Node, readers: Iterable[gs.Node]) -> bool:
+    y = gate.outputs[0]
+    return all(
+        n is gate or (n.op == "Mul" and any(t is tensor for t in n.inputs) and any(t is y for t in n.inputs))
+        for n in readers
+    )

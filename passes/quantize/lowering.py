@@ -1,0 +1,192 @@
+"""Exact rewrites into operators that the target has in int8, done before anything is placed or calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx.version_converter
+import onnx_graphsurgeon as gs
+
+from graphopt.errors import PassError
+from graphopt.ir import Model, infer_shapes
+from graphopt.ir.view import sort
+
+_MIN_OPSET = 13  # the first with per-channel QuantizeLinear and DequantizeLinear
+
+
+def lower(model: Model) -> dict[str, int]:
+    """Rewrite ``model`` in place; outputs stay the same up to float noise. Returns how often each rule applied.
+
+    Raises PassError if the model's opset is too old and cannot be upgraded.
+    """
+    counts: dict[str, int] = {}
+    if model.opset < _MIN_OPSET:
+        _upgrade(model)
+        counts["opset upgrade"] = 1
+    rules: tuple[tuple[str, Callable[[Model, gs.Node], bool]], ...] = (
+        ("ReduceMean -> GlobalAveragePool", _mean_to_pool),
+        ("MatMul + Add -> Gemm", _matmul_to_gemm),
+        ("plain Gemm", _plain_gemm),
+        ("HardSwish -> HardSigmoid, Mul", _split_hardswish),
+        ("Pad -> Conv pads", _fold_pad),
+    )
+    with model.edit() as graph:
+        for name, rule in rules:
+            for node in list(graph.nodes):
+                if node.domain in (None, "", "ai.onnx") and rule(model, node):
+                    counts[name] = counts.get(name, 0) + 1
+        graph.cleanup(remove_unused_graph_inputs=False)
+        sort(graph)
+    if counts:
+        infer_shapes(model)
+    return counts
+
+
+def _upgrade(model: Model) -> None:
+    old = model.opset
+    try:
+        proto = onnx.version_converter.convert_version(model.to_proto(), _MIN_OPSET)
+    except Exception as error:
+        raise PassError(
+            f"int8 weights per channel need opset {_MIN_OPSET}; the model has {old} and cannot be upgraded: {error}",
+            f"export the model again with opset {_MIN_OPSET} or newer",
+        ) from error
+    twin = Model.from_proto(proto)
+    twin.header.metadata.update(model.header.metadata)
+    model.replace_with(twin)
+
+
+def constant_input(node: gs.Node, index: int) -> np.ndarray | None:
+    """The values of an input if it is an initializer (Constant nodes are the fold pass's business)."""
+    if index < len(node.inputs) and isinstance(node.inputs[index], gs.Constant):
+        return node.inputs[index].values
+    return None
+
+
+def sole_consumer(model: Model, tensor: gs.Tensor) -> gs.Node | None:
+    """The one node that reads ``tensor``, if nothing else does (graph outputs and subgraphs included)."""
+    if model.is_output(tensor) or tensor.name in model.captured() or len(tensor.outputs) != 1:
+        return None
+    node = tensor.outputs[0]
+    return node if sum(t is tensor for t in node.inputs) == 1 else None
+
+
+def _mean_to_pool(model: Model, node: gs.Node) -> bool:
+    if node.op != "ReduceMean" or not node.inputs:
+        return False
+    x, y = node.inputs[0], node.outputs[0]
+    given = constant_input(node, 1)
+    axes = node.attrs.get("axes") if given is None else given.tolist()
+    if x.shape is None or len(x.shape) != 4 or axes is None or x.dtype != np.float32:
+        return False
+    if sorted(a % 4 for a in axes) != [2, 3]:
+        return False
+    keep = node.attrs.get("keepdims", 1)
+    node.op, node.attrs, node.inputs = "GlobalAveragePool", {}, [x]
+    if not keep:
+        pooled = gs.Variable(model.fresh_name(f"{y.name}_pooled"), y.dtype, [*x.shape[:2], 1, 1])
+        node.outputs = [pooled]
+        name = model.fresh_name(f"{node.name}_flatten")
+        model.graph.nodes.append(gs.Node("Flatten", name, {"axis": 1}, [pooled], [y]))
+    return True
+
+
+def _matmul_to_gemm(model: Model, node: gs.Node) -> bool:
+    """MatMul by a constant matrix, then Add of a constant row: Gemm takes the row as an int32 bias.
+
+    With more than two axes, Reshapes around the Gemm join all but the last (ONNX Runtime does the same in float).
+    """
+    if node.op != "MatMul":
+        return False
+    weight = constant_input(node, 1)
+    add = sole_consumer(model, node.outputs[0])
+    x = node.inputs[0]
+    if weight is None or weight.ndim != 2 or add is None or add.op != "Add" or x.dtype != np.float32:
+        return False
+    row = next((t for t in add.inputs if isinstance(t, gs.Constant)), None)
+    if row is None or row.values.size != weight.shape[1] or row.values.shape[-1:] != weight.shape[1:]:
+        return False
+    y = add.outputs[0]
+    rank = None if x.shape is None else len(x.shape)
+    if rank is None or rank < 2 or row.values.ndim > rank or y.shape is None:
+        return False
+    lead = [d if isinstance(d, int) else -1 for d in x.shape[:-1]]
+    if rank > 2 and lead.count(-1) > 1:
+        return False
+    bias = model.constant(f"{row.name}_bias", row.values.reshape(-1))
+    source, result = x, y
+    if rank > 2:
+        inner, outer = weight.shape
+        shape_in = model.constant(f"{node.name}_rows", np.array([-1, inner], np.int64))
+        shape_out = model.constant(f"{node.name}_shape", np.array([*lead, outer], np.int64))
+        source = gs.Variable(model.fresh_name(f"{x.name}_rows"), x.dtype, [None, inner])
+        result = gs.Variable(model.fresh_name(f"{y.name}_rows"), y.dtype, [None, outer])
+        before = gs.Node(
+            "Reshape", model.fresh_name(f"{node.name}_rows"), inputs=[x, shape_in], outputs=[source]
+        )
+        add.outputs.clear()
+        after = gs.Node(
+            "Reshape", model.fresh_name(f"{node.name}_back"), inputs=[result, shape_out], outputs=[y]
+        )
+        model.graph.nodes.extend([before, after])
+    add.inputs.clear()
+    add.outputs.clear()
+    node.op, node.attrs = "Gemm", {}
+    node.inputs, node.outputs = [source, node.inputs[1], bias], [result]
+    return True
+
+
+def _plain_gemm(model: Model, node: gs.Node) -> bool:
+    """Fold ``alpha`` and ``beta`` into constant operands: the int8 kernel's bias knows no factor."""
+    if node.op != "Gemm":
+        return False
+    alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
+    weight = constant_input(node, 1)
+    has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
+    bias = constant_input(node, 2)
+    if (alpha == 1 and beta == 1) or weight is None or (has_bias and bias is None):
+        return False
+    if alpha != 1:
+        node.inputs[1] = model.constant(f"{node.inputs[1].name}_scaled", (weight * alpha).astype(weight.dtype))
+    if beta != 1 and bias is not None:
+        node.inputs[2] = model.constant(f"{node.inputs[2].name}_scaled", (bias * beta).astype(bias.dtype))
+    node.attrs.pop("alpha", None)
+    node.attrs.pop("beta", None)
+    return True
+
+
+def _split_hardswish(model: Model, node: gs.Node) -> bool:
+    """x * HardSigmoid(x): ONNX Runtime does the same split in float and fuses it again where it pays."""
+    if node.op != "HardSwish":
+        return False
+    x, y = node.inputs[0], node.outputs[0]
+    gate = gs.Variable(model.fresh_name(f"{y.name}_gate"), y.dtype, y.shape)
+    attrs = {"alpha": 1 / 6, "beta": 0.5}
+    hard = gs.Node("HardSigmoid", model.fresh_name(f"{node.name}_gate"), attrs, [x], [gate])
+    node.op, node.attrs, node.inputs = "Mul", {}, [x, gate]
+    model.graph.nodes.append(hard)
+    return True
+
+
+def _fold_pad(model: Model, node: gs.Node) -> bool:
+    """Zero padding over space, read by one Conv alone, becomes that Conv's own."""
+    if node.op != "Pad" or node.attrs.get("mode", "constant") not in ("constant", b"constant"):
+        return False
+    pads, value = constant_input(node, 1), constant_input(node, 2)
+    conv = sole_consumer(model, node.outputs[0])
+    given_value = len(node.inputs) > 2 and node.inputs[2].name
+    if pads is None or len(node.inputs) > 3 or conv is None or conv.op != "Conv":
+        return False
+    if (given_value and (value is None or value.any())) or conv.inputs[0] is not node.outputs[0]:
+        return False
+    rank = pads.size // 2
+    if (pads < 0).any() or pads[[0, 1, rank, rank + 1]].any():
+        return False
+    if conv.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return False
+    own = conv.attrs.get("pads") or [0] * (2 * rank - 4)
+    conv.attrs.pop("auto_pad", None)
+    conv.attrs["pads"] = [int(a) + int(b) for a, b in zip(own, [*pads[2:rank], *pads[rank + 2 :]], strict=True)]
+    conv.inputs[0] = node.inputs[0]
+    return True

@@ -1,0 +1,306 @@
+"""Which operators run in int8: a minimum cut.
+
+Each operator takes some time in float and some in int8, and a tensor between the two worlds takes time to convert, once
+however many read it. The cheapest assignment of all operators at once is a minimum cut of a network with the
+operators as vertices (Greig, Porteous, Seheult 1989 for the construction). So an operator without an int8 kernel
+never drags its neighbours into conversions that cost more than they save. All costs come from the target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import networkx as nx
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.ir import Model
+from graphopt.pipeline import Skipped
+from graphopt.runtime.target import Target
+from graphopt.passes.quantize.lowering import constant_input, sole_consumer
+
+# Ops whose first input is the data; what else they read are shapes, indices and scales.
+WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+
+
+@dataclass
+class Plan:
+    """What runs in int8, by node position in the graph, and why the rest does not.
+
+    ``absorbed`` maps an activation's position to the operator that takes it in. ``links`` are the int8 operators whose
+    inputs and outputs share parameters.
+    """
+
+    int8: set[int] = field(default_factory=set)
+    absorbed: dict[int, int] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def is_activation(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is computed, and in float32: all others have nothing to quantize."""
+    return isinstance(tensor, gs.Variable) and bool(tensor.name) and tensor.dtype == np.float32
+
+
+def data_inputs(node: gs.Node, target: Target) -> list[gs.Tensor]:
+    """The inputs that carry activations or constants of their kind, without weights, biases, shapes and indices."""
+    if node.op in target.passthrough_ops or node.op in target.integer_ops:
+        return list(node.inputs[:1])
+    if node.op in WEIGHTED and isinstance(node.inputs[1], gs.Constant):
+        return list(node.inputs[:1])
+    return [t for t in node.inputs if t.name]
+
+
+def decide(model: Model, target: Target, keep_float: tuple[str, ...] = ()) -> Plan:
+    """Place the operators of the main graph on ``target``. Deterministic; does not change the model."""
+    plan = Plan()
+    nodes = list(model.graph.nodes)
+    position = {id(n): i for i, n in enumerate(nodes)}
+    floats = [i for i, n in enumerate(nodes) if any(is_activation(t) for t in n.outputs)]
+    blocked: dict[int, str] = {}
+    for i in floats:
+        reason = _blocked(nodes[i], target, keep_float)
+        if reason:
+            blocked[i] = reason
+    for i in floats:
+        producer = _absorbing(model, nodes[i], target, position)
+        if producer is not None and producer not in blocked and not _kept(nodes[i], keep_float):
+            plan.absorbed[i] = plan.absorbed.get(producer, producer)
+            blocked.pop(i, None)
+    network = _Network(target)
+    for i in floats:
+        if i in plan.absorbed:
+            continue
+        if i in blocked:
+            network.forbid(i)
+        else:
+            network.operator(i, *_times(nodes[i], target))
+    for i in floats:
+        for tensor in nodes[i].outputs:
+            network.tensor(plan.absorbed.get(i, i), _readers(model, tensor, position, plan), _elements(tensor), nodes[i].op)
+    for tensor in model.graph.inputs:
+        if is_activation(tensor):
+            network.tensor(None, _readers(model, tensor, position, plan), _elements(tensor), "")
+    plan.int8 = network.solve()
+    for i in floats:
+        if plan.absorbed.get(i, i) in plan.int8:
+            continue
+        node = nodes[i]
+        plan.absorbed.pop(i, None)
+        if node.op in target.absorbed_ops and i not in blocked:
+            continue  # it follows its operator, which is reported
+        plan.skipped.append(Skipped(node.name, node.op, blocked.get(i) or _too_dear(node, target)))
+    plan.skipped.extend(
+        Skipped(n.name, n.op, "its subgraphs are left as they are: export the model without control flow")
+        for n in nodes
+        if any(True for _ in n.subgraphs())
+    )
+    return plan
+
+
+def outputs_in_int8(model: Model, target: Target, plan: Plan) -> set[str]:
+    """Names of the tensors that int8 operators (with the activations that they absorb) write quantized."""
+    nodes = model.graph.nodes
+    members = plan.int8 | set(plan.absorbed)
+    ours = {id(nodes[i]) for i in members}
+    followed = {id(nodes[i].inputs[0]) for i in plan.absorbed}
+    names = set()
+    for i in sorted(members):
+        node = nodes[i]
+        root = nodes[plan.absorbed.get(i, i)]
+        for tensor in node.outputs:
+            if not is_activation(tensor) or id(tensor) in followed:
+                continue
+            read = any(id(n) in ours and any(tensor is t for t in data_inputs(n, target)) for n in tensor.outputs)
+            if read or root.op not in target.float_output_ops:
+                names.add(tensor.name)
+    return names
+
+
+def _readers(
+    model: Model, tensor: gs.Tensor, position: dict[int, int], plan: Plan
+) -> list[int | None]:
+    """Positions of the operators that read a tensor; None for whatever needs it in float."""
+    readers: list[int | None] = [plan.absorbed.get(position[id(n)], position[id(n)]) for n in tensor.outputs]
+    if model.is_output(tensor) or tensor.name in model.captured():
+        readers.append(None)
+    return readers
+
+
+def _kept(node: gs.Node, keep_float: tuple[str, ...]) -> str | None:
+    return next((p for p in keep_float if fnmatchcase(node.name, p)), None)
+
+
+def _absorbing(
+    model: Model, node: gs.Node, target: Target, position: dict[int, int]
+) -> int | None:
+    """The position of the operator whose quantized output makes this activation free."""
+    if node.op not in target.absorbed_ops or not node.inputs[0].inputs:
+        return None
+    producer = node.inputs[0].inputs[0]
+    alone = sole_consumer(model, node.inputs[0]) is node
+    if not alone or producer.op not in target.int8_ops or clip_bounds(node) is None:
+        return None
+    return position[id(producer)]
+
+
+def clip_bounds(node: gs.Node) -> tuple[float, float] | None:
+    """The interval that a Relu or Clip confines to, if it is constant and holds 0."""
+    if node.op == "Relu":
+        return 0.0, float("inf")
+    bounds = []
+    for index, default in ((1, float("-inf")), (2, float("inf"))):
+        present = len(node.inputs) > index and node.inputs[index].name
+        value = constant_input(node, index)
+        if present and value is None:
+            return None
+        bounds.append(float(value.reshape(())) if value is not None else default)
+    return (bounds[0], bounds[1]) if bounds[0] <= 0 <= bounds[1] else None
+
+
+def _blocked(node: gs.Node, target: Target, keep_float: tuple[str, ...]) -> str | None:
+    """Why a node cannot run in int8, in words; None if it can."""
+    pattern = _kept(node, keep_float)
+    if pattern:
+        return f"kept in float as asked (keep_float has {pattern!r})"
+    if node.domain not in (None, "", "ai.onnx"):
+        return f"operators of domain {node.domain!r} are not known: only standard operators are quantized"
+    if node.op == "HardSigmoid" and {"Add", "Conv"} <= target.int8_ops:
+        return None if node.attrs.get("alpha", 0.2) > 0 else "its slope is not positive"
+    if node.op in target.passthrough_ops:
+        return None if is_activation(node.inputs[0]) else "its data is constant: fold it first"
+    if node.op in target.integer_ops:
+        return _pad_blocked(node)
+    if node.op not in target.int8_ops:
+        return f"{target.name} has no int8 kernel for {node.op}; an operator out of " + (
+            "its list (" + ", ".join(sorted(target.int8_ops)) + ") would be quantized"
+        )
+    if any(t.dtype != np.float32 for t in node.inputs if t.name):
+        return "it reads values that are not float32: convert the model to float32 first"
+    if node.op in WEIGHTED:
+        return _weights_blocked(node)
+    if not any(is_activation(t) for t in node.inputs):
+        return "it reads constants only: fold it first"
+    return None
+
+
+def _weights_blocked(node: gs.Node) -> str | None:
+    weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    if not is_activation(node.inputs[0]):
+        return "its data is constant and its weights are not: swap the operands"
+    if not isinstance(weight, gs.Constant):
+        return None if node.op == "MatMul" else "its weights are computed while it runs: they must be constant"
+    if node.op == "MatMul":
+        return None if weight.values.ndim == 2 else "its constant operand is not a matrix"
+    if bias is not None and bias.name and not isinstance(bias, gs.Constant):
+        return "its bias is computed while it runs: it must be constant"
+    if node.op == "Gemm":
+        if node.attrs.get("transA", 0):
+            return "it transposes its data (transA=1): put a Transpose before it"
+        if bias is not None and bias.name and bias.values.size not in (1, _gemm_width(node)):
+            return "its bias differs by row: it must be one row"
+    return None
+
+
+def _gemm_width(node: gs.Node) -> int:
+    rows, columns = node.inputs[1].values.shape
+    return int(rows if node.attrs.get("transB", 0) else columns)
+
+
+def _pad_blocked(node: gs.Node) -> str | None:
+    if not is_activation(node.inputs[0]):
+        return "its data is constant: fold it first"
+    value = constant_input(node, 2)
+    given = len(node.inputs) > 2 and node.inputs[2].name
+    if node.attrs.get("mode", "constant") in ("constant", b"constant") and given:
+        if value is None:
+            return "its padding value is computed while it runs: it must be constant"
+        if value.any():
+            return "it pads with a value other than 0: only zeros are sure to be in the quantized range"
+    return None
+
+
+def _times(node: gs.Node, target: Target) -> tuple[int, int]:
+    """Nanoseconds in float and in int8, at batch 1."""
+    costs = target.costs
+    units, op = _elements(node.outputs[0]), node.op
+    if op in WEIGHTED:
+        weight = node.inputs[1]
+        if isinstance(weight, gs.Constant):
+            if op == "Conv":
+                units *= int(np.prod(weight.values.shape[1:]))
+                op = "depthwise" if weight.values.shape[1] == 1 and weight.values.shape[0] > 1 else op
+            else:
+                units = units // max(_columns(node), 1) * weight.values.size
+        else:
+            units *= _known(node.inputs[0].shape[-1] if node.inputs[0].shape else None)
+    cost = costs.of(op)
+    return round(units * cost.float_ns + costs.node_ns), round(units * cost.int8_ns + costs.node_ns)
+
+
+def _columns(node: gs.Node) -> int:
+    return _gemm_width(node) if node.op == "Gemm" else int(node.inputs[1].values.shape[-1])
+
+
+def _elements(tensor: gs.Tensor) -> int:
+    """Elements for one image; open dimensions count as 1, an unknown shape as a middling layer."""
+    if tensor.shape is None:
+        return 1 << 14
+    return int(np.prod([_known(d) for d in tensor.shape], dtype=np.int64))
+
+
+def _known(dim: object) -> int:
+    return dim if isinstance(dim, int) and dim > 0 else 1
+
+
+def _too_dear(node: gs.Node, target: Target) -> str:
+    float_ns, int8_ns = _times(node, target)
+    converting = 2 * _elements(node.outputs[0]) * target.costs.convert_ns + 2 * target.costs.node_ns
+    return (
+        f"int8 would not pay: about {int8_ns / 1000:.1f} us against {float_ns / 1000:.1f} us in float, and converting "
+        f"its tensors to int8 and back takes about {converting / 1000:.1f} us; its neighbours in int8 would change that"
+    )
+
+
+class _Network:
+    """The flow network: what stays on the source's side runs in int8."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.graph = nx.DiGraph()
+        self.graph.add_nodes_from((-1, -2))  # source (int8), sink (float)
+        self.next = -3
+
+    def operator(self, i: int, float_ns: int, int8_ns: int) -> None:
+        self.graph.add_edge(-1, i, capacity=float_ns)
+        self.graph.add_edge(i, -2, capacity=int8_ns)
+
+    def forbid(self, i: int) -> None:
+        self.graph.add_edge(i, -2)  # no capacity: infinite
+
+    def tensor(self, producer: int | None, readers: list[int | None], elements: int, op: str) -> None:
+        """Charge the conversions of one tensor; ``producer`` and readers None are in float for ever."""
+        price = round(elements * self.target.costs.convert_ns + self.target.costs.node_ns)
+        source = -2 if producer is None else producer
+        ends = [-2 if r is None else r for r in dict.fromkeys(readers) if r != producer]
+        if not ends:
+            return
+        quantize = self._extra()
+        self.graph.add_edge(quantize, source, capacity=price)
+        for end in ends:
+            if end != -2:
+                self.graph.add_edge(end, quantize)
+        if producer is None or op in self.target.float_output_ops:
+            return
+        dequantize = self._extra()
+        self.graph.add_edge(source, dequantize, capacity=price)
+        for end in ends:
+            self.graph.add_edge(dequantize, end)
+
+    def solve(self) -> set[int]:
+        _, (int8, _rest) = nx.minimum_cut(self.graph, -1, -2, flow_func=nx.algorithms.flow.boykov_kolmogorov)
+        return {i for i in int8 if i >= 0}
+
+    def _extra(self) -> int:
+        self.next -= 1
+        return self.next

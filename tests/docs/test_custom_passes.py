@@ -1,0 +1,56 @@
+"""The pass in docs/custom-passes.md, and its test, work as they stand there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+
+@pytest.fixture
+def files(root: Path, tmp_path: Path) -> Path:
+    """Every file that the page shows, written to a folder."""
+    text = (root / "docs" / "custom-passes.md").read_text()
+    found = re.findall(r"^`([\w.]+\.py)`:\n\n```python\n(.*?)^```", text, re.M | re.S)
+    assert [name for name, _ in found] == ["no_softmax.py", "test_no_softmax.py"]
+    for name, code in found:
+        (tmp_path / name).write_text(code)
+    return tmp_path
+
+
+def test_the_pages_test_passes(files: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_no_softmax.py"],
+        capture_output=True,
+        text=True,
+        cwd=files,
+    )
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_pages_commands_run(files: Path, classifier: Path, images: Path) -> None:
+    model = onnx.load(classifier)
+    next(n for n in model.graph.node if n.op_type == "Gemm").output[0] = "scores"
+    model.graph.node.append(helper.make_node("Softmax", ["scores"], ["logits"], name="softmax"))
+    onnx.save(model, files / "model.onnx")
+    page = "no-softmax{log_too=false},quantize"
+    graphopt = [sys.executable, "-c", "from graphopt.cli import main; main()"]
+    done = subprocess.run(
+        [*graphopt, "run", "model.onnx", "--load-pass", "no_softmax.py", "--passes", page, "--data", str(images)],
+        capture_output=True,
+        text=True,
+        cwd=files,
+    )
+    assert done.returncode == 0, done.stderr
+    written = onnx.load(files / "model.opt.onnx")
+    assert "Softmax" not in {n.op_type for n in written.graph.node}
+    assert [o.name for o in written.graph.output] == ["logits"]
+    shown = subprocess.run(
+        [*graphopt, "passes", "no-softmax", "--load-pass", "no_softmax.py"], capture_output=True, text=True, cwd=files
+    )
+    assert "log_too" in shown.stdout
