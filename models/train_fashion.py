@@ -161,8 +161,7 @@ def train_network(args, images, labels):
             schedule.step()
             total += loss.item()
         print(
-            f"epoch {epoch + 1}/{args.epochs}: training loss {total / steps:.4f}, "
-            f"{time.time() - start:.0f} s",
+            f"epoch {epoch + 1}/{args.epochs}: training loss {total / steps:.4f}, {time.time() - start:.0f} s",
             flush=True,
         )
     return model.eval().to(memory_format=torch.contiguous_format)
@@ -221,9 +220,7 @@ def count(model):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of *-ubyte.gz")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
     parser.add_argument("--epochs", type=int, default=16)

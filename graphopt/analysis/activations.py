@@ -18,8 +18,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.base import Analysis
 from graphopt.errors import DataError, ModelError
-from graphopt.ir.io import EXTERNAL_THRESHOLD, save
 from graphopt.ir.convert import nbytes
+from graphopt.ir.io import EXTERNAL_THRESHOLD, save
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
 
@@ -94,11 +94,18 @@ class Histogram:
 
 @dataclass
 class TensorStatistics:
-    """One tensor over all calibration images: exact extremes, and perhaps a histogram."""
+    """One tensor over all calibration images: exact extremes, means by channel, and perhaps a histogram."""
 
     low: float = float("inf")
     high: float = float("-inf")
     histogram: Histogram | None = None
+    images: int = 0
+    _sums: np.ndarray | None = None
+
+    @property
+    def channel_means(self) -> np.ndarray | None:
+        """Mean of each channel (axis 1) over images and positions, float64 [channels]; None for other ranks."""
+        return None if self._sums is None else self._sums / max(self.images, 1)
 
     def add(self, values: np.ndarray, sample: int | None = None) -> None:
         """Take in a batch [n,...]; at most ``sample`` values an image go into the histogram."""
@@ -106,6 +113,11 @@ class TensorStatistics:
             return
         self.low = min(self.low, float(values.min()))
         self.high = max(self.high, float(values.max()))
+        if values.ndim >= 2:
+            by_channel = values.reshape(values.shape[0], values.shape[1], -1)
+            sums = by_channel.mean(axis=2).sum(axis=0, dtype=np.float64)
+            self._sums = sums if self._sums is None else self._sums + sums
+        self.images += len(values)
         if self.histogram is not None and np.isfinite(self.low) and np.isfinite(self.high):
             flat = values.reshape(-1)
             step = 1 if sample is None else -(-flat.size // (sample * len(values)))
@@ -214,15 +226,16 @@ class _Probe:
     def batch_size(self) -> int:
         elements = 0
         for shape in self.shapes:
-            if shape is None or not all(isinstance(d, int) for d in shape[1:]):
+            sides = None if shape is None else [d for d in shape[1:] if isinstance(d, int)]
+            if shape is None or sides is None or len(sides) < len(shape) - 1:
                 return 1
-            elements += int(np.prod(shape[1:], dtype=np.int64))
+            elements += int(np.prod(sides, dtype=np.int64))
         return int(min(max(_BATCH_ELEMENTS // max(elements, 1), 1), _MAX_BATCH))
 
     def run(self, entry: str, x: np.ndarray) -> dict[str, np.ndarray]:
         from graphopt.runtime.session import run_feeds
 
-        values = {name: x for name in self._inputs}
+        values = dict.fromkeys(self._inputs, x)
         if self._session is not None:
             values.update(zip(self._inner, run_feeds(self._session, {entry: x}), strict=True))
         return values

@@ -84,12 +84,19 @@ def known_shapes(model: Model) -> dict[str, Shape]:
     shapes = _static(model)
     if not _complete(model, shapes):
         twin = model.copy()
-        infer_shapes(twin)
+        _infer(twin)
         shapes |= _static(twin)
         if not _complete(model, shapes):
             _fold_quietly(twin)
             shapes |= _static(twin)
     return shapes
+
+
+def _infer(model: Model) -> None:
+    """Infer shapes anew, those of the outputs included: exporters give these symbolic sizes that are in fact known."""
+    outputs, model.graph.outputs = model.graph.outputs, []
+    infer_shapes(model, fresh=True)
+    model.graph.outputs = outputs
 
 
 def _fold_quietly(model: Model) -> None:
@@ -99,7 +106,7 @@ def _fold_quietly(model: Model) -> None:
     try:
         with contextlib.suppress(Exception):  # a model that cannot be folded keeps what is known of it
             model.graph.fold_constants(size_threshold=1 << 16).cleanup()
-            infer_shapes(model, fresh=True)
+            _infer(model)
     finally:
         onnxruntime.set_default_logger_severity(2)
 

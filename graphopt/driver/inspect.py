@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
 
 from graphopt.analysis.cost import CostAnalysis
+from graphopt.analysis.labels import ChannelLabels
 from graphopt.driver.config import Settings
 from graphopt.driver.inputs import prepare
 from graphopt.errors import GraphoptError
@@ -61,7 +62,26 @@ def inspect_model(
             for name, c in sorted(cost.by_node.items(), key=lambda item: -(item[1].macs or 0))
             if c.macs or c.params
         ],
+        "channels": _channels(model, registry, ctx),
         "passes": [_try(steps, model, ctx) for steps in pipelines],
+    }
+
+
+def _channels(model: Model, registry: Registry, ctx: Context) -> dict[str, Any]:
+    """Channels that can be removed together, and those that must stay, as pruning would see them: folded first."""
+    folded = model.copy()
+    PassManager(registry.build("fold")).run(folded, ctx)
+    labels = ctx.analysis(ChannelLabels(), folded)
+    return {
+        "families": [
+            {
+                "producers": list(family.producers),
+                "channels": int(family.groups.size),
+                "used_by": sorted({labels.names[slot.node] for slot in family.slots} - set(family.producers)),
+            }
+            for family in labels.families
+        ],
+        "locked": [asdict(entry) for entry in labels.locked],
     }
 
 

@@ -99,7 +99,7 @@ def print_run(report: dict[str, Any], report_path: Path) -> None:
     for gate in report["gates"]:
         verdict = "holds" if gate["passed"] else "FAILED"
         note = f" ({gate['note']})" if gate["note"] else ""
-        out.print(f"gate {gate['name']}: {gate['value']:g} {gate['unit']}, limit {gate['limit']:g}: {verdict}{note}")
+        out.print(f"gate {gate['name']}: {gate['value']:.4g} {gate['unit']}, limit {gate['limit']:g}: {verdict}{note}")
     if not report["validated"]:
         out.print("NOT VALIDATED: no images were evaluated, so nothing is known about the accuracy of the result")
     if report["output"]["written"]:
@@ -118,6 +118,11 @@ def _print_records(out: Console, records: list[dict[str, Any]]) -> None:
         delta = entry["delta"]
         changes = ", ".join(f"{key} {value:+d}" for key, value in delta.items() if value) or "no change"
         out.print(f"{escape(entry['spec'])}  ({entry['kind']}, {entry['seconds']:.1f} s): {changes}")
+        facts = [
+            f"{key} {_fact(value)}" for key, value in entry["metrics"].items() if not isinstance(value, dict | list)
+        ]
+        if facts:
+            out.print(f"    {escape(', '.join(facts))}")
         check = entry.get("exactness")
         if check:
             said = (
@@ -133,6 +138,12 @@ def _print_records(out: Console, records: list[dict[str, Any]]) -> None:
             out.print(f"    ... and {len(reasons) - _REASONS} more reasons, in the report")
     if records:
         out.print()
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 def print_eval(found: dict[str, Any]) -> None:
@@ -254,9 +265,28 @@ def print_inspect(found: dict[str, Any], layers: int) -> None:
         out.print(table)
         if len(found["layers"]) > layers:
             out.print(f"... and {len(found['layers']) - layers} more (--layers N)")
+    _print_channels(out, found["channels"], layers)
     out.print()
     for entry in found["passes"]:
         out.print(f"{escape(entry['pipeline'])} would:")
         _print_records(out, entry["passes"])
         if entry["error"]:
             out.print(f"    fail: {escape(entry['error']['message'])}")
+
+
+def _print_channels(out: Console, channels: dict[str, Any], most: int) -> None:
+    families = channels["families"]
+    out.print()
+    out.print(f"{len(families)} families of channels can be pruned, each with everything that depends on it:")
+    if families and most:
+        table = _table("made by", "channels", "read by")
+        for family in families[:most]:
+            makers, readers = (
+                ", ".join(names[:3]) + ", ..." * (len(names) > 3) for names in (family["producers"], family["used_by"])
+            )
+            table.add_row(escape(makers), str(family["channels"]), escape(readers))
+        out.print(table)
+    if len(families) > most:
+        out.print(f"... and {len(families) - most} more (--layers N)")
+    for reason, count in Counter(entry["reason"] for entry in channels["locked"]).most_common(_REASONS):
+        out.print(f"    cannot be pruned: {count}: {escape(reason)}")

@@ -15,7 +15,8 @@ import networkx as nx
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from graphopt.passes.fold.workbench import Workbench, plain_dtype
+from graphopt.passes.fold.index import plain_dtype
+from graphopt.passes.fold.workbench import Workbench
 
 from graphopt.ir.convert import nbytes
 

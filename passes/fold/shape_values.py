@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from graphopt.passes.fold.workbench import Workbench, plain_dtype
+from graphopt.passes.fold.index import plain_dtype
+from graphopt.passes.fold.workbench import Workbench
 
 Element = int | str | tuple[str, int] | None
 _LONGEST = 64  # elements; shapes are short, data is not interpreted

@@ -1,4 +1,4 @@
-"""A graph under local rewriting: who reads what, which nodes wait to be looked at, and what must not be touched.
+"""A graph under local rewriting: which nodes wait to be looked at, and the changes that rules make.
 
 onnx-graphsurgeon keeps producer and consumer lists up to date by searching them, which is quadratic for a tensor
 with thousands of readers. The workbench keeps its own index, edits the node lists beneath, and restores
@@ -8,132 +8,30 @@ graphsurgeon's lists once, in ``finish``.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
+from graphopt.passes.fold.index import Index
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt import Model, Skipped
 from graphopt.ir import infer_shapes
-from graphopt.ir.view import reads
 
 Rule = Callable[["Workbench", gs.Node], None]
 
-_STANDARD_DOMAINS = (None, "", "ai.onnx")
-# Types that ONNX Runtime takes from and gives to numpy; others (bfloat16, 8-bit floats, 4-bit integers) are not
-# computed with.
-_PLAIN = frozenset(
-    np.dtype(t)
-    for t in (
-        *("float16", "float32", "float64", "bool"),
-        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    )
-)
 
-
-def plain_dtype(tensor: gs.Tensor) -> np.dtype | None:
-    """The numpy type of a tensor, or None if it is unknown or numpy has no such type."""
-    if tensor.dtype is None or isinstance(tensor.dtype, int):
-        return None
-    dtype = np.dtype(tensor.dtype)
-    return dtype if dtype in _PLAIN else None
-
-
-def peek(constant: gs.Constant) -> np.ndarray:
-    """The values of an initializer, left as lazy as they were: reading must not change how it is written."""
-    values = constant._values
-    return values.load() if isinstance(values, LazyValues) else values
-
-
-class Workbench:
+class Workbench(Index):
     """The main graph of a model, prepared for rules that rewrite one node at a time."""
 
     def __init__(self, model: Model) -> None:
-        self.model = model
-        self.graph = model.graph
+        super().__init__(model)
         self.changed = False
         self.counts: Counter[str] = Counter()
-        self._functions = {(f.domain or "", f.name) for f in model.graph.functions}
-        self._schemas: dict[str, onnx.defs.OpSchema | None] = {}
         self._skipped: dict[int, Skipped] = {}
-        self._order: list[gs.Node] = list(model.graph.nodes)
-        self._instead: dict[int, list[gs.Node]] = {}
-        self._alive: dict[int, gs.Node] = {id(n): n for n in self._order}
-        self._readers: dict[str, dict[int, gs.Node]] = {}
-        self._producer: dict[str, gs.Node] = {}
         self._pending: deque[gs.Node] = deque(self._order)
         self._queued = {id(n) for n in self._order}
         self._unsaid = False  # whether the graph changed since shapes were last inferred
-        self._outputs = {t.name for t in model.graph.outputs}
-        self._inputs = {t.name for t in model.graph.inputs}
-        self._captured = model.captured()
-        self._foreign: set[str] = set()
-        for node in self._order:
-            self._index(node)
-            if not self.is_standard(node):
-                self._foreign.update(reads(node))
-
-    # --- questions ------------------------------------------------------------------------------------------
-
-    def nodes(self) -> Iterator[gs.Node]:
-        """The nodes that are left, in topological order."""
-        for original in self._order:
-            for node in self._instead.get(id(original), [original]):
-                if id(node) in self._alive:
-                    yield node
-
-    def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
-        """Nodes of the main graph that read ``tensor``, each once."""
-        return list(self._readers.get(tensor.name, {}).values())
-
-    def producer(self, tensor: gs.Tensor) -> gs.Node | None:
-        return self._producer.get(tensor.name)
-
-    def is_output(self, tensor: gs.Tensor) -> bool:
-        return tensor.name in self._outputs
-
-    def is_captured(self, tensor: gs.Tensor) -> bool:
-        """Whether a subgraph reads the tensor by its name."""
-        return tensor.name in self._captured
-
-    def is_foreign(self, tensor: gs.Tensor) -> bool:
-        """Whether a custom operator reads the tensor: what such an operator demands of it is not known."""
-        return tensor.name in self._foreign
-
-    def why_bound(self, tensor: gs.Tensor) -> str:
-        """Why a tensor's name must stay with its present producer, in words; empty if it need not."""
-        if self.is_output(tensor):
-            return f"its output {tensor.name!r} is an output of the graph"
-        if self.is_captured(tensor):
-            return f"a subgraph reads its output {tensor.name!r}"
-        if self.is_foreign(tensor):
-            return f"a custom operator reads its output {tensor.name!r}"
-        return ""
-
-    def is_graph_input(self, tensor: gs.Tensor) -> bool:
-        return tensor.name in self._inputs
-
-    def is_standard(self, node: gs.Node) -> bool:
-        """Whether the node's meaning is known: an operator of the ONNX standard, not a custom one or a function."""
-        return node.domain in _STANDARD_DOMAINS and self.schema(node) is not None
-
-    def schema(self, node: gs.Node) -> onnx.defs.OpSchema | None:
-        if node.op not in self._schemas:
-            self._schemas[node.op] = None
-            if not self._functions & {("", node.op), ("ai.onnx", node.op)}:
-                try:
-                    self._schemas[node.op] = onnx.defs.get_schema(node.op, self.model.opset, "")
-                except onnx.defs.SchemaError:
-                    pass
-        return self._schemas[node.op]
-
-    def array(self, tensor: gs.Tensor | None) -> np.ndarray | None:
-        """Values of an initializer that numpy can compute with; None for anything else."""
-        if isinstance(tensor, gs.Constant) and plain_dtype(tensor) is not None:
-            return peek(tensor)
-        return None
 
     # --- the worklist ---------------------------------------------------------------------------------------
 
@@ -223,6 +121,7 @@ class Workbench:
             self._alive[id(new)] = new
             self._producer[new.outputs[0].name] = new
         self._instead[id(node)] = instead
+        self.push(instead)
 
     def to_initializer(self, node: gs.Node, values: np.ndarray | LazyValues, export_dtype: object) -> None:
         """Turn the output of a Constant node into an initializer of the same name."""
@@ -288,14 +187,6 @@ class Workbench:
                     if tensor.name:
                         list.append(tensor.inputs, node)
         self.model.touch()
-
-    def _index(self, node: gs.Node) -> None:
-        for tensor in node.inputs:
-            if tensor.name:
-                self._readers.setdefault(tensor.name, {})[id(node)] = node
-        for tensor in node.outputs:
-            if tensor.name:
-                self._producer[tensor.name] = node
 
     def _unread(self, tensor: gs.Tensor, node: gs.Node) -> None:
         left = self._readers.get(tensor.name, {})

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from graphopt.passes.prune.surgery import remove
 
 from graphopt.analysis.labels import Labels
 from graphopt.errors import GraphoptError
 from graphopt.ir import Model
-from graphopt.passes.prune.surgery import remove
 from graphopt.pipeline.context import Context
 from graphopt.runtime.equivalence import compare_outputs
 from graphopt.runtime.feeds import random_feeds
@@ -57,8 +57,12 @@ def masked(model: Model, labels: Labels, keep: np.ndarray) -> Model:
                     factor = kept.astype(dtype).reshape([-1] + [1] * (rank - 1 - axis))
                     result = gs.Variable(twin.fresh_name("masked"), dtype=tensor.dtype, shape=tensor.shape)
                     before.setdefault(contraction.node, []).append(
-                        gs.Node("Mul", twin.fresh_name("mask"), inputs=[tensor, twin.constant("keep", factor)],
-                                outputs=[result])
+                        gs.Node(
+                            "Mul",
+                            twin.fresh_name("mask"),
+                            inputs=[tensor, twin.constant("keep", factor)],
+                            outputs=[result],
+                        )
                     )
                     made[key] = result
                 node.inputs[slot] = made[key]

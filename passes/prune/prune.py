@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
+from graphopt.passes.prune import rewrites  # noqa: F401  (registers what surgery rewrites)
+from graphopt.passes.prune.allocate import Plan, allocate
+from graphopt.passes.prune.importance import CRITERIA, importance
+from graphopt.passes.prune.proof import Verdict, check, guilty, proof_feeds
+from graphopt.passes.prune.recover import recover
+from graphopt.passes.prune.surgery import remove
 
 from graphopt.analysis.cost import Cost, CostAnalysis
 from graphopt.analysis.labels import ChannelLabels, Family, Labels
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model
-from graphopt.passes.prune import rewrites  # noqa: F401  (registers what surgery rewrites)
-from graphopt.passes.prune.allocate import Plan, allocate
-from graphopt.passes.prune.importance import CRITERIA, importance
-from graphopt.passes.prune.proof import Verdict, check, guilty, proof_feeds
-from graphopt.passes.prune.surgery import remove
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 
 _TOLERANCE = 0.03
@@ -33,12 +34,11 @@ class Prune(Pass):
     kind = Kind.LOSSY
     requires = ("fold",)
 
-    macs: float = option(
-        0.7, "Multiply-accumulates to keep, as a fraction of the input model's", min=0.05, max=1.0
-    )
+    macs: float = option(0.7, "Multiply-accumulates to keep, as a fraction of the input model's", min=0.05, max=1.0)
     importance: str = option("l2", "How channels are ranked", choices=tuple(CRITERIA))
     multiple: int = option(0, "Kept channel counts are multiples of this; 0: the target's", min=0)
     min_keep: float = option(0.25, "Fraction of channels that every layer keeps at least", min=0.0, max=1.0)
+    recover: bool = option(True, "Refit the remaining weights on the calibration images; needs no labels")
     keep: tuple[str, ...] = option((), "Nodes to leave alone, by name or pattern, e.g. [*/head/*]")
 
     def run(self, model: Model, ctx: Context) -> PassResult:
@@ -53,7 +53,9 @@ class Prune(Pass):
         plan, verdict, families = self._plan(model, ctx, cost, labels, families, feeds, skipped)
         if plan.keep.all():
             raise PassError("nothing could be pruned: " + _summary(skipped), _hint(families))
+        original = model.copy()
         remove(model, labels, plan.keep)
+        recovery = recover(original, model, labels, plan.keep, ctx) if self._can_recover(model, ctx) else None
         after = ctx.analysis(CostAnalysis(), model)
         planned = _fraction(cost, labels, plan)
         if planned > self.macs + _TOLERANCE:
@@ -61,7 +63,18 @@ class Prune(Pass):
                 f"prune: {planned:.0%} of the multiply-accumulates remain where {self.macs:.0%} were asked for; "
                 "what else there is must stay (see the skipped nodes) or is held by min_keep and multiple"
             )
-        return PassResult(True, _metrics(cost, after, labels, plan, verdict.error, families), _once(skipped))
+        metrics = _metrics(cost, after, labels, plan, verdict.error, families)
+        if recovery is not None:
+            metrics |= {
+                "refitted": recovery.refitted,
+                "refit_images": recovery.images,
+                "refit_error_before": round(recovery.error_before, 6),
+                "refit_error_after": round(recovery.error_after, 6),
+            }
+        return PassResult(True, metrics, _once(skipped))
+
+    def _can_recover(self, model: Model, ctx: Context) -> bool:
+        return self.recover and len(model.inputs) == 1 and len(ctx.calibration) > 0
 
     def _candidates(self, labels: Labels, multiple: int) -> tuple[tuple[Family, ...], list[Skipped]]:
         """Families that may lose channels, and those that the options leave alone."""
@@ -118,9 +131,7 @@ class Prune(Pass):
         self, model: Model, labels: Labels, plan: Plan, families: tuple[Family, ...], feeds: list[dict[str, np.ndarray]]
     ) -> Family:
         touched = [f for f in families if not plan.keep[f.groups].all()]
-        at = guilty(
-            len(touched), lambda k: check(model, labels, _only(labels, plan, touched[:k]), feeds).holds
-        )
+        at = guilty(len(touched), lambda k: check(model, labels, _only(labels, plan, touched[:k]), feeds).holds)
         return touched[at]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from graphopt.passes.prune.surgery import Edit, rewrites
 
 
@@ -12,11 +11,11 @@ def conv(edit: Edit) -> None:
     """A depthwise convolution has as many groups as channels stay; others keep their groups."""
     groups = int(edit.node.attrs.get("group", 1))
     kept = edit.kept_out()[1] if len(edit.kept_out()) > 1 else None
-    if groups == 1 or kept is None:
+    x = edit.labels.tensors[edit.node.inputs[0].name]
+    if groups == 1 or kept is None or x[1] is None:
         return
-    weight = edit.node.inputs[1].shape
-    per_out = kept.size // groups
-    if int(weight[1]) == 1 or per_out == 1:
+    per_group, per_out = x[1].size // groups, kept.size // groups  # before removal, as the rule saw them
+    if per_group == 1 or per_out == 1:
         edit.node.attrs["group"] = int(kept.sum()) // per_out
 
 

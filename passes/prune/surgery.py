@@ -41,8 +41,7 @@ def _expected_shapes(model: Model, labels: Labels, keep: np.ndarray) -> dict[str
             continue
         axes = labels.tensors.get(name, [None] * len(tensor.shape))
         shapes[name] = [
-            d if v is None or keep[v].all() else int(keep[v].sum())
-            for d, v in zip(tensor.shape, axes, strict=True)
+            d if v is None or keep[v].all() else int(keep[v].sum()) for d, v in zip(tensor.shape, axes, strict=True)
         ]
     return shapes
 

@@ -9,14 +9,14 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import onnx_graphsurgeon as gs
-
-from graphopt.errors import ModelError, PassError, UsageError
-from graphopt.ir import Model
-from graphopt.passes.quantize.calibrate import parameters
+from graphopt.passes.quantize.calibrate import calibrate
 from graphopt.passes.quantize.fusion import count_fused
 from graphopt.passes.quantize.lowering import lower
 from graphopt.passes.quantize.placement import WEIGHTED, Plan, decide
 from graphopt.passes.quantize.rewrite import Rewriter
+
+from graphopt.errors import ModelError, PassError, UsageError
+from graphopt.ir import Model
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
@@ -37,10 +37,13 @@ class Quantize(Pass):
     requires = ("fold",)
 
     calibration: str = option(
-        "minmax", "How a tensor's range is found: its extremes, or all but rare values", choices=("minmax", "percentile")
+        "minmax",
+        "How a tensor's range is found: its extremes, or all but rare values",
+        choices=("minmax", "percentile"),
     )
-    percentile: float = option(99.99, "Values inside the range, in percent (percentile)", min=50.0, max=100.0)
+    percentile: float = option(99.999, "Values inside the range, in percent (percentile)", min=50.0, max=100.0)
     per_channel: bool = option(True, "One weight scale an output channel instead of one a tensor")
+    bias_correction: bool = option(True, "Take the mean error of rounded weights out of the biases")
     keep_float: tuple[str, ...] = option((), "Nodes to leave in float, by name or pattern such as */head/*")
     images: int | None = option(None, "Calibration images to use at most (default: all)", min=1)
 
@@ -53,13 +56,14 @@ class Quantize(Pass):
         if not weighted:
             raise _nothing(model, plan)
         percentile = self.percentile if self.calibration == "percentile" else 100.0
-        params = parameters(model, ctx, plan, percentile, self.images)
-        rewriter = Rewriter(model, ctx.target, plan, params, self.per_channel)
+        found = calibrate(model, ctx, plan, percentile, self.images)
+        means = found.means if self.bias_correction else {}
+        rewriter = Rewriter(model, ctx.target, plan, found.params, means, self.per_channel)
         rewriter.apply()
         metrics: dict[str, Any] = {
             "int8_operators": dict(sorted(rewriter.planned.items())),
             "calibration_images": min(len(ctx.calibration), self.images or len(ctx.calibration)),
-            "calibrated_tensors": len(params),
+            "calibrated_tensors": len(found.params),
             "synthetic_calibration": bool(ctx.calibration.synthetic),
         }
         if lowered:

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import networkx as nx
+import numpy as np
 import onnx_graphsurgeon as gs
+from graphopt.passes.quantize.placement import Plan, data_inputs, is_activation, outputs_in_int8
+from graphopt.passes.quantize.ranges import QuantParams, activation_params
 
 from graphopt.analysis.activations import ActivationStatistics
 from graphopt.ir import Model
-from graphopt.passes.quantize.placement import Plan, data_inputs, is_activation, outputs_in_int8
-from graphopt.passes.quantize.ranges import QuantParams, activation_params
 from graphopt.pipeline import Context
 
 # Ops whose output's range is known without looking: (low, high) and the steps between them.
 _KNOWN = {"Sigmoid": (0.0, 1.0, 256), "Softmax": (0.0, 1.0, 256), "HardSigmoid": (0.0, 1.0, 255)}
 
 
-def parameters(
+@dataclass(frozen=True)
+class Calibrated:
+    """Parameters by tensor name, of all tensors that int8 operators read or write; channel means of those that a Conv
+    or Gemm reads."""
+
+    params: dict[str, QuantParams]
+    means: dict[str, np.ndarray]
+
+
+def calibrate(
     model: Model, ctx: Context, plan: Plan, percentile: float = 100.0, images: int | None = None
-) -> dict[str, QuantParams]:
-    """Quantization parameters by tensor name, for all tensors that int8 operators read or write.
+) -> Calibrated:
+    """Look at the calibration images once, and choose parameters.
 
     Tensors that operators only move between each other share one set. ``percentile`` of the values lie inside the
     range; 100 takes the extremes.
@@ -45,7 +56,8 @@ def parameters(
         if node.op in _KNOWN:
             low, high, steps = _KNOWN[node.op]
             known[node.outputs[0].name] = (low, low + (high - low) / steps * 255)
-    ask = tuple(n for n in groups if n not in moved and n not in known)
+    weighted = {n.inputs[0].name for n in chosen if n.op in ("Conv", "Gemm")}
+    ask = tuple(n for n in groups if (n not in moved and n not in known) or n in weighted)
     method = "histogram" if percentile < 100 else "extremes"
     statistics = ctx.analysis(ActivationStatistics(ask, method, images), model)
     params: dict[str, QuantParams] = {}
@@ -58,7 +70,8 @@ def parameters(
         low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
         shared = activation_params(low, high, target.activation, target.symmetric_activations)
         params.update(dict.fromkeys(names, shared))
-    return params
+    means = {n: m for n in groups if n in weighted and (m := statistics[n].channel_means) is not None}
+    return Calibrated(params, means)
 
 
 def _trim(tensor: gs.Tensor, found: tuple[float, float]) -> tuple[float, float]:

@@ -29,7 +29,6 @@ def lower(model: Model) -> dict[str, int]:
         ("MatMul + Add -> Gemm", _matmul_to_gemm),
         ("plain Gemm", _plain_gemm),
         ("HardSwish -> HardSigmoid, Mul", _split_hardswish),
-        ("Pad -> Conv pads", _fold_pad),
     )
     with model.edit() as graph:
         for name, rule in rules:
@@ -122,13 +121,9 @@ def _matmul_to_gemm(model: Model, node: gs.Node) -> bool:
         shape_out = model.constant(f"{node.name}_shape", np.array([*lead, outer], np.int64))
         source = gs.Variable(model.fresh_name(f"{x.name}_rows"), x.dtype, [None, inner])
         result = gs.Variable(model.fresh_name(f"{y.name}_rows"), y.dtype, [None, outer])
-        before = gs.Node(
-            "Reshape", model.fresh_name(f"{node.name}_rows"), inputs=[x, shape_in], outputs=[source]
-        )
+        before = gs.Node("Reshape", model.fresh_name(f"{node.name}_rows"), inputs=[x, shape_in], outputs=[source])
         add.outputs.clear()
-        after = gs.Node(
-            "Reshape", model.fresh_name(f"{node.name}_back"), inputs=[result, shape_out], outputs=[y]
-        )
+        after = gs.Node("Reshape", model.fresh_name(f"{node.name}_back"), inputs=[result, shape_out], outputs=[y])
         model.graph.nodes.extend([before, after])
     add.inputs.clear()
     add.outputs.clear()
@@ -166,27 +161,4 @@ def _split_hardswish(model: Model, node: gs.Node) -> bool:
     hard = gs.Node("HardSigmoid", model.fresh_name(f"{node.name}_gate"), attrs, [x], [gate])
     node.op, node.attrs, node.inputs = "Mul", {}, [x, gate]
     model.graph.nodes.append(hard)
-    return True
-
-
-def _fold_pad(model: Model, node: gs.Node) -> bool:
-    """Zero padding over space, read by one Conv alone, becomes that Conv's own."""
-    if node.op != "Pad" or node.attrs.get("mode", "constant") not in ("constant", b"constant"):
-        return False
-    pads, value = constant_input(node, 1), constant_input(node, 2)
-    conv = sole_consumer(model, node.outputs[0])
-    given_value = len(node.inputs) > 2 and node.inputs[2].name
-    if pads is None or len(node.inputs) > 3 or conv is None or conv.op != "Conv":
-        return False
-    if (given_value and (value is None or value.any())) or conv.inputs[0] is not node.outputs[0]:
-        return False
-    rank = pads.size // 2
-    if (pads < 0).any() or pads[[0, 1, rank, rank + 1]].any():
-        return False
-    if conv.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return False
-    own = conv.attrs.get("pads") or [0] * (2 * rank - 4)
-    conv.attrs.pop("auto_pad", None)
-    conv.attrs["pads"] = [int(a) + int(b) for a, b in zip(own, [*pads[2:rank], *pads[rank + 2 :]], strict=True)]
-    conv.inputs[0] = node.inputs[0]
     return True

@@ -1,9 +1,6 @@
-"""Which operators run in int8: a minimum cut.
+"""Which operators run in int8: what each could do, what it would take, and the cheapest assignment of all.
 
-Each operator takes some time in float and some in int8, and a tensor between the two worlds takes time to convert, once
-however many read it. The cheapest assignment of all operators at once is a minimum cut of a network with the
-operators as vertices (Greig, Porteous, Seheult 1989 for the construction). So an operator without an int8 kernel
-never drags its neighbours into conversions that cost more than they save. All costs come from the target.
+All costs and kernels come from the target; see ``cut`` for how the cheapest assignment is found.
 """
 
 from __future__ import annotations
@@ -11,16 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-import networkx as nx
 import numpy as np
 import onnx_graphsurgeon as gs
+from graphopt.passes.quantize.cut import Network
+from graphopt.passes.quantize.lowering import constant_input, sole_consumer
 
 from graphopt.ir import Model
 from graphopt.pipeline import Skipped
 from graphopt.runtime.target import Target
-from graphopt.passes.quantize.lowering import constant_input, sole_consumer
 
-# Ops whose first input is the data; what else they read are shapes, indices and scales.
+# Operators whose second input may hold weights, the third a bias.
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 
 
@@ -28,8 +25,7 @@ WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 class Plan:
     """What runs in int8, by node position in the graph, and why the rest does not.
 
-    ``absorbed`` maps an activation's position to the operator that takes it in. ``links`` are the int8 operators whose
-    inputs and outputs share parameters.
+    ``absorbed`` maps an activation's position to that of the operator that takes it in.
     """
 
     int8: set[int] = field(default_factory=set)
@@ -51,6 +47,22 @@ def data_inputs(node: gs.Node, target: Target) -> list[gs.Tensor]:
     return [t for t in node.inputs if t.name]
 
 
+def channel_axis(node: gs.Node) -> int:
+    """The axis of the output channels in the weights of a Conv, Gemm or MatMul."""
+    if node.op == "Conv":
+        return 0
+    if node.op == "Gemm":
+        return 0 if node.attrs.get("transB", 0) else 1
+    return 1
+
+
+def takes_offset(node: gs.Node) -> bool:
+    """Whether an offset can go into the node's bias."""
+    has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
+    weights = node.op in ("Conv", "Gemm") and isinstance(node.inputs[1], gs.Constant)
+    return weights and (not has_bias or isinstance(node.inputs[2], gs.Constant))
+
+
 def decide(model: Model, target: Target, keep_float: tuple[str, ...] = ()) -> Plan:
     """Place the operators of the main graph on ``target``. Deterministic; does not change the model."""
     plan = Plan()
@@ -67,17 +79,19 @@ def decide(model: Model, target: Target, keep_float: tuple[str, ...] = ()) -> Pl
         if producer is not None and producer not in blocked and not _kept(nodes[i], keep_float):
             plan.absorbed[i] = plan.absorbed.get(producer, producer)
             blocked.pop(i, None)
-    network = _Network(target)
+    network = Network(target)
     for i in floats:
         if i in plan.absorbed:
             continue
         if i in blocked:
             network.forbid(i)
         else:
-            network.operator(i, *_times(nodes[i], target))
+            network.operator(i, *_times(model, nodes[i], target))
     for i in floats:
         for tensor in nodes[i].outputs:
-            network.tensor(plan.absorbed.get(i, i), _readers(model, tensor, position, plan), _elements(tensor), nodes[i].op)
+            network.tensor(
+                plan.absorbed.get(i, i), _readers(model, tensor, position, plan), _elements(tensor), nodes[i].op
+            )
     for tensor in model.graph.inputs:
         if is_activation(tensor):
             network.tensor(None, _readers(model, tensor, position, plan), _elements(tensor), "")
@@ -89,7 +103,7 @@ def decide(model: Model, target: Target, keep_float: tuple[str, ...] = ()) -> Pl
         plan.absorbed.pop(i, None)
         if node.op in target.absorbed_ops and i not in blocked:
             continue  # it follows its operator, which is reported
-        plan.skipped.append(Skipped(node.name, node.op, blocked.get(i) or _too_dear(node, target)))
+        plan.skipped.append(Skipped(node.name, node.op, blocked.get(i) or _too_dear(model, node, target)))
     plan.skipped.extend(
         Skipped(n.name, n.op, "its subgraphs are left as they are: export the model without control flow")
         for n in nodes
@@ -117,9 +131,7 @@ def outputs_in_int8(model: Model, target: Target, plan: Plan) -> set[str]:
     return names
 
 
-def _readers(
-    model: Model, tensor: gs.Tensor, position: dict[int, int], plan: Plan
-) -> list[int | None]:
+def _readers(model: Model, tensor: gs.Tensor, position: dict[int, int], plan: Plan) -> list[int | None]:
     """Positions of the operators that read a tensor; None for whatever needs it in float."""
     readers: list[int | None] = [plan.absorbed.get(position[id(n)], position[id(n)]) for n in tensor.outputs]
     if model.is_output(tensor) or tensor.name in model.captured():
@@ -131,9 +143,7 @@ def _kept(node: gs.Node, keep_float: tuple[str, ...]) -> str | None:
     return next((p for p in keep_float if fnmatchcase(node.name, p)), None)
 
 
-def _absorbing(
-    model: Model, node: gs.Node, target: Target, position: dict[int, int]
-) -> int | None:
+def _absorbing(model: Model, node: gs.Node, target: Target, position: dict[int, int]) -> int | None:
     """The position of the operator whose quantized output makes this activation free."""
     if node.op not in target.absorbed_ops or not node.inputs[0].inputs:
         return None
@@ -220,9 +230,13 @@ def _pad_blocked(node: gs.Node) -> str | None:
     return None
 
 
-def _times(node: gs.Node, target: Target) -> tuple[int, int]:
+def _times(model: Model, node: gs.Node, target: Target) -> tuple[int, int]:
     """Nanoseconds in float and in int8, at batch 1."""
     costs = target.costs
+    if node.op == "HardSigmoid" and node.inputs[0].inputs:
+        alone = sole_consumer(model, node.inputs[0]) is node
+        if alone and takes_offset(node.inputs[0].inputs[0]):
+            return round(_elements(node.outputs[0]) * costs.of(node.op).float_ns), 0  # see Rewriter._hard_sigmoids
     units, op = _elements(node.outputs[0]), node.op
     if op in WEIGHTED:
         weight = node.inputs[1]
@@ -253,54 +267,10 @@ def _known(dim: object) -> int:
     return dim if isinstance(dim, int) and dim > 0 else 1
 
 
-def _too_dear(node: gs.Node, target: Target) -> str:
-    float_ns, int8_ns = _times(node, target)
+def _too_dear(model: Model, node: gs.Node, target: Target) -> str:
+    float_ns, int8_ns = _times(model, node, target)
     converting = 2 * _elements(node.outputs[0]) * target.costs.convert_ns + 2 * target.costs.node_ns
     return (
         f"int8 would not pay: about {int8_ns / 1000:.1f} us against {float_ns / 1000:.1f} us in float, and converting "
         f"its tensors to int8 and back takes about {converting / 1000:.1f} us; its neighbours in int8 would change that"
     )
-
-
-class _Network:
-    """The flow network: what stays on the source's side runs in int8."""
-
-    def __init__(self, target: Target) -> None:
-        self.target = target
-        self.graph = nx.DiGraph()
-        self.graph.add_nodes_from((-1, -2))  # source (int8), sink (float)
-        self.next = -3
-
-    def operator(self, i: int, float_ns: int, int8_ns: int) -> None:
-        self.graph.add_edge(-1, i, capacity=float_ns)
-        self.graph.add_edge(i, -2, capacity=int8_ns)
-
-    def forbid(self, i: int) -> None:
-        self.graph.add_edge(i, -2)  # no capacity: infinite
-
-    def tensor(self, producer: int | None, readers: list[int | None], elements: int, op: str) -> None:
-        """Charge the conversions of one tensor; ``producer`` and readers None are in float for ever."""
-        price = round(elements * self.target.costs.convert_ns + self.target.costs.node_ns)
-        source = -2 if producer is None else producer
-        ends = [-2 if r is None else r for r in dict.fromkeys(readers) if r != producer]
-        if not ends:
-            return
-        quantize = self._extra()
-        self.graph.add_edge(quantize, source, capacity=price)
-        for end in ends:
-            if end != -2:
-                self.graph.add_edge(end, quantize)
-        if producer is None or op in self.target.float_output_ops:
-            return
-        dequantize = self._extra()
-        self.graph.add_edge(source, dequantize, capacity=price)
-        for end in ends:
-            self.graph.add_edge(dequantize, end)
-
-    def solve(self) -> set[int]:
-        _, (int8, _rest) = nx.minimum_cut(self.graph, -1, -2, flow_func=nx.algorithms.flow.boykov_kolmogorov)
-        return {i for i in int8 if i >= 0}
-
-    def _extra(self) -> int:
-        self.next -= 1
-        return self.next

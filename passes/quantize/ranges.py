@@ -68,12 +68,17 @@ def quantize_weights(
     *,
     per_channel: bool = True,
     reduce_range: bool = False,
+    input_means: np.ndarray | None = None,
+    group: int = 1,
 ) -> QuantizedWeights:
     """Quantize the weights of a Conv, Gemm or MatMul symmetrically, and its bias to their product's scale.
 
     ``axis`` is that of the output channels, ``bias`` [channels]. An int32 accumulator holds products and bias
     together: where it could overflow, the channel's weight scale is widened until it cannot (``widened`` counts such
     channels). ``reduce_range`` uses 7 bits.
+
+    With ``input_means`` [input channels], the mean shift that rounding the weights gives each output channel is taken
+    out of its bias (Nagel et al. 2019, Data-Free Quantization, section 4.2, with means measured instead of derived).
     """
     limit = 63 if reduce_range else 127
     rows = np.moveaxis(np.asarray(weight, np.float64), axis, 0).reshape(weight.shape[axis], -1)
@@ -98,6 +103,10 @@ def quantize_weights(
     quantized = np.rint(np.asarray(weight, np.float64) / scales32.astype(np.float64).reshape(shape))
     values = np.clip(quantized, -limit, limit).astype(np.int8)
     kept = scales32 if per_channel else scales32[:1]
+    if input_means is not None:
+        error = np.asarray(weight, np.float64) - values * scales32.astype(np.float64).reshape(shape)
+        shift = mean_shift(error, axis, input_means, group)
+        bias = shift if bias is None else np.asarray(bias, np.float64) + shift
     if bias is None:
         return QuantizedWeights(values, kept, widened=widened)
     bias_scales = (np.float32(input_scale) * scales32).astype(np.float32)
@@ -105,3 +114,11 @@ def quantize_weights(
     bias_values = np.clip(steps, -_INT32_MAX, _INT32_MAX).astype(np.int32)
     bias_kept = bias_scales if per_channel else bias_scales[:1]
     return QuantizedWeights(values, kept, bias_values, bias_kept, widened)
+
+
+def mean_shift(error: np.ndarray, axis: int, means: np.ndarray, group: int = 1) -> np.ndarray:
+    """Mean of ``error`` (shaped as weights) applied to an input with channel ``means``: float64 [output channels]."""
+    rows = np.moveaxis(error, axis, 0)
+    rows = rows.reshape(rows.shape[0], rows.shape[1], -1).sum(axis=2)
+    per_group = means.reshape(group, -1)[np.arange(len(rows)) // (len(rows) // group)]
+    return (rows * per_group).sum(axis=1)

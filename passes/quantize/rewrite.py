@@ -12,29 +12,42 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from graphopt.passes.quantize.lowering import constant_input, sole_consumer
+from graphopt.passes.quantize.placement import (
+    WEIGHTED,
+    Plan,
+    channel_axis,
+    data_inputs,
+    is_activation,
+    outputs_in_int8,
+    takes_offset,
+)
+from graphopt.passes.quantize.ranges import QuantParams, activation_params, quantize_weights
 
 from graphopt.ir import Model
 from graphopt.ir.view import sort
-from graphopt.passes.quantize.lowering import constant_input, sole_consumer
-from graphopt.passes.quantize.placement import WEIGHTED, Plan, data_inputs, is_activation, outputs_in_int8
-from graphopt.passes.quantize.ranges import QuantParams, activation_params, quantize_weights
 from graphopt.runtime.target import Target
 
 
 @dataclass
 class Rewriter:
-    """One application of a plan; ``params`` by tensor name, see ``calibrate.parameters``."""
+    """One application of a plan; ``params`` and ``means`` by tensor name, see ``calibrate.Calibrated``.
+
+    Biases are corrected where ``means`` has the input's.
+    """
 
     model: Model
     target: Target
     plan: Plan
     params: Mapping[str, QuantParams]
+    means: Mapping[str, np.ndarray] = field(default_factory=dict)
     per_channel: bool = True
     widened: int = 0
     planned: dict[str, int] = field(default_factory=dict)
     _chosen: list[gs.Node] = field(default_factory=list)
     _integers: dict[str, gs.Variable] = field(default_factory=dict)
     _read: dict[str, QuantParams] = field(default_factory=dict)
+    _means: dict[str, np.ndarray] = field(default_factory=dict)
     _scales: dict[QuantParams, tuple[gs.Constant, gs.Constant]] = field(default_factory=dict)
 
     def apply(self) -> None:
@@ -94,7 +107,7 @@ class Rewriter:
             written[y.name] = QuantParams(float(np.float32(1 / (255 * alpha))), 0)
             producer = x.inputs[0] if x.inputs else None
             alone = sole_consumer(self.model, x) is node and any(producer is n for n in self._chosen)
-            if alone and producer is not None and shiftable(producer):
+            if alone and producer is not None and takes_offset(producer):
                 self._shift_bias(producer, beta / alpha)
                 node.inputs.clear()
                 node.outputs.clear()
@@ -121,14 +134,14 @@ class Rewriter:
             raw = self._variable(f"{tensor.name}_raw", "float32", tensor)
             node.outputs[index] = raw
             self._node("QuantizeLinear", tensor.name, [raw, *self._scale(params)], integer)
-        self._dequantize(integer, self.params[tensor.name], tensor)
+        self._dequantize(integer, self.params[tensor.name], tensor, tensor.name)
 
     def _beside(self, tensor: gs.Variable, readers: list[gs.Node]) -> None:
         params = self.params[tensor.name]
         integer = self._variable(f"{tensor.name}_quantized", params.dtype, tensor)
         back = self._variable(f"{tensor.name}_dequantized", "float32", tensor)
-        self._node("QuantizeLinear", tensor.name, [tensor, *self._scale(params)], integer)
-        self._dequantize(integer, params, back)
+        self._node("QuantizeLinear", tensor.name, [self._guarded(tensor), *self._scale(params)], integer)
+        self._dequantize(integer, params, back, tensor.name)
         self._integers[tensor.name] = integer
         for node in readers:
             data = data_inputs(node, self.target)
@@ -136,10 +149,26 @@ class Rewriter:
                 if t is tensor and any(t is d for d in data):
                     node.inputs[k] = back
 
-    def _dequantize(self, integer: gs.Tensor, params: QuantParams, result: gs.Variable) -> None:
-        self._node("DequantizeLinear", result.name, [integer, *self._scale(params)], result)
+    def _guarded(self, tensor: gs.Variable) -> gs.Variable:
+        """Keep the runtime from quantizing a float operator by itself, which it does between DequantizeLinear and
+        QuantizeLinear: a Sum of one term stands between, which costs a copy."""
+        producer = tensor.inputs[0] if tensor.inputs else None
+        while producer is not None and producer.op in self.target.absorbed_ops and producer.inputs[0].inputs:
+            producer = producer.inputs[0].inputs[0]
+        if producer is None or producer.op not in self.target.self_quantizing:
+            return tensor
+        if producer.inputs[0].name not in self._read:
+            return tensor
+        copy = self._variable(f"{tensor.name}_float", "float32", tensor)
+        self._node("Sum", tensor.name, [tensor], copy)
+        return copy
+
+    def _dequantize(self, integer: gs.Tensor, params: QuantParams, result: gs.Variable, stem: str) -> None:
+        self._node("DequantizeLinear", stem, [integer, *self._scale(params)], result)
         self._integers[result.name] = integer
         self._read[result.name] = params
+        if stem in self.means:
+            self._means[result.name] = self.means[stem]
 
     def _on_integers(self, node: gs.Node) -> None:
         x = node.inputs[0]
@@ -161,13 +190,14 @@ class Rewriter:
             self._read[node.inputs[0].name].scale,
             per_channel=self.per_channel,
             reduce_range=self.target.reduce_range,
+            input_means=self._means.get(node.inputs[0].name) if node.op != "MatMul" else None,
+            group=int(node.attrs.get("group", 1)),
         )
         self.widened += result.widened
         node.inputs[1] = self._dequantized(weight.name, result.values, result.scales, axis)
         if result.bias is not None and result.bias_scales is not None:
-            node.inputs[2] = self._dequantized(
-                node.inputs[2].name, result.bias, result.bias_scales, 0
-            )
+            name = f"{node.name}_bias" if bias is None else node.inputs[2].name
+            node.inputs = [*node.inputs[:2], self._dequantized(name, result.bias, result.bias_scales, 0)]
 
     def _operands(self, node: gs.Node) -> None:
         """Quantize constant operands of Add, Mul, Concat."""
@@ -212,19 +242,3 @@ class Rewriter:
     ) -> None:
         name = self.model.fresh_name(f"{stem}_{op}")
         self.model.graph.nodes.append(gs.Node(op, name, attrs or {}, inputs, [output]))
-
-
-def channel_axis(node: gs.Node) -> int:
-    """The axis of the output channels in the weights of a Conv, Gemm or MatMul."""
-    if node.op == "Conv":
-        return 0
-    if node.op == "Gemm":
-        return 0 if node.attrs.get("transB", 0) else 1
-    return 1
-
-
-def shiftable(node: gs.Node) -> bool:
-    """Whether an offset can go into the node's bias."""
-    has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
-    weights = node.op in ("Conv", "Gemm") and isinstance(node.inputs[1], gs.Constant)
-    return weights and (not has_bias or isinstance(node.inputs[2], gs.Constant))

@@ -22,7 +22,14 @@ def per_channel(scope: NodeScope) -> None:
         scope.lock(axes[1], "BatchNormalization in training mode is not followed")
 
 
-@rule("LayerNormalization", "RMSNormalization", "GroupNormalization", "LpNormalization", "LRN", "MeanVarianceNormalization")
+@rule(
+    "LayerNormalization",
+    "RMSNormalization",
+    "GroupNormalization",
+    "LpNormalization",
+    "LRN",
+    "MeanVarianceNormalization",
+)
 def across_channels(scope: NodeScope) -> None:
     """Removing a channel changes the statistics of those that stay: not an exact removal."""
     axes = scope.axes(0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from graphopt.analysis.cost import known_shapes
+
 # Importing these modules registers their rules.
 from graphopt.analysis.labels import (  # noqa: F401
     contraction,
@@ -13,7 +15,6 @@ from graphopt.analysis.labels import (  # noqa: F401
     normalisation,
     spatial,
 )
-from graphopt.analysis.cost import known_shapes
 from graphopt.analysis.labels.registry import Unsupported, find_rule
 from graphopt.analysis.labels.result import Labels, finish
 from graphopt.analysis.labels.scope import Builder, NodeScope
@@ -29,6 +30,8 @@ def propagate(model: Model) -> Labels:
     graph = model.graph
     producers = {t.name: node for node in graph.nodes for t in node.outputs if t.name}
     builder = Builder(model.opset, known_shapes(model), producers)
+    for tensor in graph.inputs:
+        builder.axes[tensor.name] = [None] * len(builder.shapes.get(tensor.name, []))
     for index, node in enumerate(graph.nodes):
         _visit(builder, index, node)
     makers = {t.name: i for i, node in enumerate(graph.nodes) for t in node.outputs if t.name}

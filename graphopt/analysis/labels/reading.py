@@ -55,8 +55,4 @@ def carry(
 
 
 def _varying(moved: np.ndarray) -> list[int]:
-    return [
-        j
-        for j in range(moved.ndim)
-        if moved.shape[j] > 1 and bool(np.any(moved != moved.take([0], axis=j)))
-    ]
+    return [j for j in range(moved.ndim) if moved.shape[j] > 1 and bool(np.any(moved != moved.take([0], axis=j)))]

@@ -84,7 +84,9 @@ class Labels:
 
     def macs(self, keep: np.ndarray) -> int:
         """MACs at batch 1 of the contractions when ``keep`` [count] stays."""
-        return sum(c.scale * int(np.prod([int(keep[a].sum()) for a in c.axes], dtype=object)) for c in self.contractions)
+        return sum(
+            c.scale * int(np.prod([int(keep[a].sum()) for a in c.axes], dtype=object)) for c in self.contractions
+        )
 
 
 def finish(builder: Builder, names: list[str], ops: list[str]) -> Labels:

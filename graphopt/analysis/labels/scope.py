@@ -114,7 +114,7 @@ class NodeScope:
         """Labels of an input, by axis. A constant has none until a rule attaches some."""
         tensor = self.node.inputs[slot]
         found = self.builder.axes.get(tensor.name)
-        if isinstance(tensor, gs.Constant) or found is None:
+        if isinstance(tensor, gs.Constant) or not found:
             return [None] * len(self._shape(tensor))
         return list(found)
 

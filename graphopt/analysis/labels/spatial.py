@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphopt.analysis.labels.reading import carry
 from graphopt.analysis.labels.registry import Unsupported, rule
 from graphopt.analysis.labels.scope import NodeScope
 
@@ -34,8 +35,6 @@ def resize(scope: NodeScope) -> None:
 
 @rule("DepthToSpace", "SpaceToDepth")
 def depth_space(scope: NodeScope) -> None:
-    from graphopt.analysis.labels.reading import carry
-
     shape, out = scope.shape(0), scope.out_shape()
     size = int(scope.attr("blocksize"))
     axes = scope.axes(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -142,10 +143,22 @@ REFUSED = {
         "float[N,4,5,5] y, float[N,4,5,5] z",
         "other nodes read",
     ),
-    "graph output": ("y = BatchNormalization(c, s, b, m, v)", "float[N,4,5,5] y, float[N,4,5,5] c", "output of the graph"),
-    "through an activation": ("r = Relu(c)\n y = BatchNormalization(r, s, b, m, v)", "float[N,4,5,5] y", "not written by"),
+    "graph output": (
+        "y = BatchNormalization(c, s, b, m, v)",
+        "float[N,4,5,5] y, float[N,4,5,5] c",
+        "output of the graph",
+    ),
+    "through an activation": (
+        "r = Relu(c)\n y = BatchNormalization(r, s, b, m, v)",
+        "float[N,4,5,5] y",
+        "not written by",
+    ),
     "negative variance": ("y = BatchNormalization(c, s, b, m, neg)", "float[N,4,5,5] y", "not positive"),
-    "computed scale": ("t = ReduceMax<keepdims=0, axes=[0,2,3]>(c)\n y = BatchNormalization(x4, t, b, m, v)", "float[N,4,5,5] y", "not constant"),
+    "computed scale": (
+        "t = ReduceMax<keepdims=0, axes=[0,2,3]>(c)\n y = BatchNormalization(x4, t, b, m, v)",
+        "float[N,4,5,5] y",
+        "not constant",
+    ),
 }
 
 
@@ -169,11 +182,14 @@ def test_refused(fold, tensor, norm, case):
 
 
 def test_training_mode_is_refused(fold, tensor, norm):
-    found = fold(f"""{HEAD}
+    found = fold(
+        f"""{HEAD}
         g (float[N,3,5,5] x) => (float[N,4,5,5] y, float[4] rm, float[4] rv) <{tensor("w", 4, 3, 1, 1)}, {norm(4)}> {{
             c = Conv(x, w)
             y, rm, rv = BatchNormalization<training_mode = 1>(c, s, b, m, v)
-        }}""", run=False)
+        }}""",
+        run=False,
+    )
     assert found.reason("BatchNormalization") == "it is in training mode"
 
 
@@ -191,18 +207,22 @@ def test_weights_that_come_from_dequantization_are_refused(fold, norm):
 
 
 def test_a_default_input_is_not_a_constant(fold, norm):
-    found = fold(f"""{HEAD}
+    found = fold(
+        f"""{HEAD}
         g (float[N,1,5,5] x, float[2,1,1,1] w = {{3.0, -7.0}}) => (float[N,2,5,5] y) <{norm(2)}> {{
             c = Conv(x, w)
             y = BatchNormalization(c, s, b, m, v)
-        }}""", run=False)
+        }}""",
+        run=False,
+    )
     assert found.ops == ["Conv", "BatchNormalization"]
     assert [t.name for t in found.model.graph.inputs] == ["x", "w"]
 
 
 def test_weights_that_a_subgraph_reads_stay(fold, tensor, norm):
     found = fold(f"""{HEAD}
-        g (bool cond, float[N,3,5,5] x) => (float[N,3,5,5] y, float[3,3,1,1] z) <{tensor("w", 3, 3, 1, 1)}, {norm(3)}> {{
+        g (bool cond, float[N,3,5,5] x) => (float[N,3,5,5] y, float[3,3,1,1] z)
+        <{tensor("w", 3, 3, 1, 1)}, {norm(3)}> {{
             c = Conv(x, w)
             y = BatchNormalization(c, s, b, m, v)
             z = If (cond) <
@@ -211,24 +231,23 @@ def test_weights_that_a_subgraph_reads_stay(fold, tensor, norm):
             >
         }}""")
     assert found.ops == ["Conv", "If"]
-    assert np.allclose(found.initializer("w"), Model_w(found))
-
-
-def Model_w(found) -> np.ndarray:
-    import onnx
-
     proto = onnx.load_from_string(found.before)
-    return next(onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name == "w")
+    weight = next(onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name == "w")
+    assert np.array_equal(found.initializer("w"), weight)
 
 
 def test_overflow_in_float16_is_refused(fold):
-    found = fold(f"""{HEAD}
+    # The text format takes float16 values by their bits: 60000, 2, 0, 0, 1.
+    found = fold(
+        f"""{HEAD}
         g (float16[N,1,2,2] x) => (float16[N,1,2,2] y)
-        <float16[1,1,1,1] w = {{60000.0}}, float16[1] s = {{2.0}}, float16[1] b = {{0.0}}, float16[1] m = {{0.0}},
-         float16[1] v = {{1.0}}> {{
+        <float16[1,1,1,1] w = {{31571}}, float16[1] s = {{16384}}, float16[1] b = {{0}}, float16[1] m = {{0}},
+         float16[1] v = {{15360}}> {{
             c = Conv(x, w)
             y = BatchNormalization(c, s, b, m, v)
-        }}""", run=False)
+        }}""",
+        run=False,
+    )
     assert "not finite in float16" in found.reason("BatchNormalization")
 
 

@@ -27,7 +27,10 @@ def graph(body: str, inputs="float[N,4] x", outputs="float[N,4] y", more="", ops
         ("a = Dropout(x) y = Relu(a)", ["Relu"]),
         ("a = Relu(x) y = Dropout(a)", ["Relu"]),
         ("a, mask = Dropout(x) y = Relu(a)", ["Relu"]),
-        ("r = Constant<value_float = 0.5>() t = Constant<value = bool {0}>() a = Dropout(x, r, t) y = Relu(a)", ["Relu"]),
+        (
+            "r = Constant<value_float = 0.5>() t = Constant<value = bool {0}>() a = Dropout(x, r, t) y = Relu(a)",
+            ["Relu"],
+        ),
         ("a = Concat<axis = 0>(x) y = Relu(a)", ["Relu"]),
         ("a = Max(x) b = Sum(a) y = Relu(b)", ["Relu"]),
         ("a = Transpose<perm = [0,1]>(x) y = Relu(a)", ["Relu"]),
@@ -116,32 +119,40 @@ def test_unused_inputs_and_initializers(fold):
 
 
 def test_a_tensor_that_a_subgraph_reads_keeps_its_producer(fold):
-    found = fold(graph(
-        """a = Relu(x) b = Identity(a) k = Constant<value_float = 2.0>()
+    found = fold(
+        graph(
+            """a = Relu(x) b = Identity(a) k = Constant<value_float = 2.0>()
            y = If (c) < then_branch = p () => (float[N,4] t) { t = Mul(b, k) },
                         else_branch = q () => (float[N,4] u) { u = Identity(b) } >""",
-        inputs="bool c, float[N,4] x",
-    ))
+            inputs="bool c, float[N,4] x",
+        )
+    )
     assert found.counts == {"Relu": 1, "Identity": 1, "If": 1}
     assert "a subgraph reads" in found.reason("Identity")
 
 
 def test_a_loop_body_survives(fold):
-    found = fold(graph(
-        """n = Constant<value_int = 3>() t = Constant<value = bool {1}>() k = Constant<value_float = 0.5>()
+    found = fold(
+        graph(
+            """n = Constant<value_int = 3>() t = Constant<value = bool {1}>() k = Constant<value_float = 0.5>()
            i = Identity(k) j = Identity(i)
            y = Loop (n, t, x) < body = b (int64 it, bool ci, float[N,4] s) => (bool co, float[N,4] o)
                { co = Identity(ci) o = Mul(s, j) } >""",
-    ))
+        )
+    )
     assert found.counts["Loop"] == 1
 
 
 def test_custom_operators_and_what_they_read_stay(fold):
-    found = fold(graph(
-        """k = Constant<value_float = 2.0>() i = Identity(x) a = my.Thing(i, k) d = my.Other(k) b = Identity(a)
+    found = fold(
+        graph(
+            """k = Constant<value_float = 2.0>() i = Identity(x) a = my.Thing(i, k) d = my.Other(k) b = Identity(a)
            y = Relu(b)""",
-        extra=', "my" : 1',
-    ), run=False, valid=False)
+            extra=', "my" : 1',
+        ),
+        run=False,
+        valid=False,
+    )
     assert found.counts == {"Constant": 1, "Identity": 1, "Thing": 1, "Other": 1, "Relu": 1}
     assert {s.op for s in found.result.skipped} == {"Constant", "Identity", "Other"}
 
@@ -166,11 +177,15 @@ def test_local_functions_are_kept(fold):
 
 
 def test_a_function_of_the_default_domain_hides_the_operator(fold):
-    found = fold("""<ir_version: 8, opset_import: ["" : 17]>
+    found = fold(
+        """<ir_version: 8, opset_import: ["" : 17]>
         g (float[N,4] x) => (float[N,4] y) { a = Relu(x) y = Neg(a) }
         <domain: "", opset_import: ["" : 17]>
         Identity (a) => (b) { b = Exp(a) }
-    """, run=False, valid=False)
+    """,
+        run=False,
+        valid=False,
+    )
     assert found.ops == ["Relu", "Neg"]
 
 
@@ -198,10 +213,10 @@ def test_pad_with_axes_and_old_pad_attribute(fold, tensor):
     ("pad", "conv", "why"),
     [
         ("a = Pad(x, p, one)", "y = Conv(a, w)", "not zero"),
-        ("a = Pad<mode = \"reflect\">(x, p)", "y = Conv(a, w)", "reflect"),
+        ('a = Pad<mode = "reflect">(x, p)', "y = Conv(a, w)", "reflect"),
         ("a = Pad(x, c)", "y = Conv(a, w)", "channels"),
         ("a = Pad(x, crop)", "y = Conv(a, w)", "crops"),
-        ("a = Pad(x, p)", "y = Conv<auto_pad = \"SAME_UPPER\">(a, w)", "automatically"),
+        ("a = Pad(x, p)", 'y = Conv<auto_pad = "SAME_UPPER">(a, w)', "automatically"),
         ("a = Pad(x, p)", "b = Conv(a, w) r = ReduceMax(a) y = Add(b, r)", "other nodes"),
     ],
 )

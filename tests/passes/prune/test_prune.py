@@ -1,0 +1,158 @@
+"""The pass: targets, options, errors, reports, determinism, and what happens when a rule is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from graphopt.passes.prune import Prune
+
+from graphopt import Model, PassError, UsageError
+from graphopt.analysis.labels import NodeScope, registry, rule
+from graphopt.ir import Snapshot, verify
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,8,8] x) => (float[N,10] y) '
+
+
+def network(middle: str = "b = Relu(a)", width: int = 32) -> Model:
+    """Two 3x3 convolutions, with something in between, and a classifier."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "w": (width, 3, 3, 3),
+        "v": (width, width, 3, 3),
+        "u": (width, width, 1, 1),
+        "wf": (10, width),
+        "bf": (10,),
+    }
+    weights = ", ".join(
+        f"float[{','.join(map(str, s))}] {k} = {{{','.join(f'{v:.4f}' for v in rng.standard_normal(int(np.prod(s))))}}}"
+        for k, s in shapes.items()
+    )
+    body = f"a = Conv(x, w) {middle} c = Conv(b, v) d = Relu(c) e = Conv(d, u) z = Relu(e) "
+    body += "p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, wf, bf)"
+    return Model.from_text(f"{HEADER} <{weights}> {{ {body} }}")
+
+
+@pytest.mark.parametrize("macs", [0.9, 0.7, 0.5])
+def test_target_is_met_with_round_counts(context, macs):
+    model = network()
+    before = Snapshot.of(model)
+    result = Prune(macs=macs).run(model, context(model))
+    verify(model, before)
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    assert result.changed and result.metrics["macs_realised"] == pytest.approx(macs, abs=0.12)
+    assert result.metrics["macs_planned"] == pytest.approx(result.metrics["macs_realised"], abs=1e-6)
+    assert all(n.inputs[1].shape[0] % 8 == 0 for n in model.graph.nodes if n.op == "Conv")
+    assert result.metrics["proof_max_rel_error"] < 1e-4
+
+
+def test_fine_steps_hit_the_target(context):
+    model = network()
+    result = Prune(macs=0.63, multiple=1).run(model, context(model))
+    assert result.metrics["macs_realised"] == pytest.approx(0.63, abs=0.01)
+
+
+def test_keeping_all_changes_nothing(context):
+    model = network()
+    before = model.to_bytes()
+    result = Prune(macs=1.0).run(model, context(model))
+    assert not result.changed and model.to_bytes() == before
+
+
+def test_min_keep_is_a_floor(context):
+    model = network()
+    Prune(macs=0.05, min_keep=0.5).run(model, context(model))
+    assert [n.inputs[1].shape[0] for n in model.graph.nodes if n.op == "Conv"] == [16, 16, 16]
+
+
+def test_keep_leaves_nodes_alone_and_says_so(context):
+    model = network()
+    names = [n.name for n in model.graph.nodes if n.op == "Conv"]
+    result = Prune(macs=0.7, keep=(names[1],)).run(model, context(model))
+    assert [n.inputs[1].shape[0] for n in model.graph.nodes if n.op == "Conv"][:2] == [32, 32]
+    assert any("option keep" in s.reason for s in result.skipped)
+
+
+def test_a_keep_pattern_that_matches_nothing_is_an_error(context):
+    model = network()
+    with pytest.raises(UsageError, match="no node is named"):
+        Prune(keep=("nothing*",)).run(model, context(model))
+
+
+def test_nothing_to_prune_is_an_error_with_reasons(context):
+    model = network("b = Mystery(a)")
+    small = Model.from_text(HEADER.replace("N,10", "N,3,8,8") + "{ y = Relu(x) }")
+    with pytest.raises(PassError, match="nothing could be pruned"):
+        Prune().run(small, context(small))
+    narrow = network(width=8)
+    with pytest.raises(PassError, match="not more than the channel multiple 8"):
+        Prune().run(narrow, context(narrow))
+    assert model is not None
+
+
+def test_locked_nodes_are_reported_once(context):
+    model = network("b0 = Softmax<axis=1>(a) b = Softmax<axis=1>(b0)")
+    result = Prune(macs=0.8).run(model, context(model))
+    said = [s for s in result.skipped if "Softmax" in s.reason]
+    assert len(said) == 1 and said[0].op == "Conv"
+    assert len(set(result.skipped)) == len(result.skipped)
+
+
+def test_a_wrong_rule_is_caught_and_its_channels_are_left_alone(context, monkeypatch):
+    """Softmax over channels does not pass labels through; the proof finds out which family was wrong."""
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+
+    @rule("Softmax")
+    def wrong(scope: NodeScope) -> None:
+        scope.out(scope.axes(0))
+
+    model = network("b = Softmax<axis=1>(a)")
+    result = Prune(macs=0.6, min_keep=0.1).run(model, context(model))
+    assert result.changed and result.metrics["proof_max_rel_error"] < 1e-4
+    assert any("not exact" in s.reason for s in result.skipped)
+    assert next(n.inputs[1].shape[0] for n in model.graph.nodes if n.op == "Conv") == 32
+
+
+def test_criteria_differ_and_options_round_trip(context):
+    assert Prune(macs=0.5, importance="l1").spec == "prune{macs=0.5,importance=l1}"
+    with pytest.raises(UsageError):
+        Prune(macs=0.0)
+    with pytest.raises(UsageError):
+        Prune(importance="magic")
+    model = network()
+    assert Prune(importance="l1").run(model, context(model)).changed
+
+
+_SCRIPT = """
+import hashlib, sys
+sys.path.insert(0, sys.argv[1])
+import importlib.util
+spec = importlib.util.spec_from_file_location("t", sys.argv[1] + "/test_prune.py")
+t = importlib.util.module_from_spec(spec); spec.loader.exec_module(t)
+spec = importlib.util.spec_from_file_location("c", sys.argv[1] + "/conftest.py")
+c = importlib.util.module_from_spec(spec); sys.modules["c"] = c; spec.loader.exec_module(c)
+from graphopt import Context
+from graphopt.runtime.target import get_target
+model = t.network()
+t.Prune(macs=0.6).run(model, Context(get_target("ort-cpu"), c.FakeBatches((3, 8, 8)), model.copy()))
+print(hashlib.sha256(model.to_bytes()).hexdigest())
+"""
+
+
+def test_same_input_same_bytes_whatever_the_hash_seed():
+    here = os.path.dirname(__file__)  # noqa: PTH120
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", _SCRIPT, here],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
