@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -183,10 +184,18 @@ def observe(
     size = fixed or probe.batch_size()
     total = len(ctx.calibration) if images is None else min(images, len(ctx.calibration))
     batches = ctx.calibration.batches(size, limit=images)
-    for x in ctx.progress.track(batches, "calibrating", -(-total // size)):
-        if fixed and len(x) < fixed:
-            x = np.concatenate([x, np.repeat(x[-1:], fixed - len(x), axis=0)])
-        yield probe.run(entry.name, x)
+    # One batch runs while the caller counts the one before. The order, and so the result, stays the same.
+    with ThreadPoolExecutor(1, thread_name_prefix="calibrate") as pool:
+        running: Future[dict[str, np.ndarray]] | None = None
+        for x in ctx.progress.track(batches, "calibrating", -(-total // size)):
+            if fixed and len(x) < fixed:
+                x = np.concatenate([x, np.repeat(x[-1:], fixed - len(x), axis=0)])
+            done = running.result() if running is not None else None
+            running = pool.submit(probe.run, entry.name, x)
+            if done is not None:
+                yield done
+        if running is not None:
+            yield running.result()
 
 
 @dataclass

@@ -50,7 +50,7 @@ class CostAnalysis(Analysis[Cost]):
 
 def cost(model: Model) -> Cost:
     """Count a model's MACs and parameters; linear in nodes. Does not change the model."""
-    shapes = known_shapes(model)
+    shapes = known_shapes(_one_image(model))
     producers = {t.name: node for node in model.graph.nodes for t in node.outputs}
     seen: set[str] = set()
     by_node: dict[str, NodeCost] = {}
@@ -73,6 +73,19 @@ def cost(model: Model) -> Cost:
     total = sum(c.macs or 0 for c in by_node.values())
     params = sum(c.params for c in by_node.values()) + inner
     return Cost(total, params, by_node, tuple(unknown))
+
+
+def _one_image(model: Model) -> Model:
+    """A copy that takes one image: an axis into which the batch was merged then has its true size."""
+    twin = model.copy()
+    changed = False
+    for tensor in twin.graph.inputs:
+        if tensor.shape and not isinstance(tensor.shape[0], int):
+            tensor.shape = [1, *tensor.shape[1:]]
+            changed = True
+    if changed:
+        _infer(twin)
+    return twin
 
 
 def known_shapes(model: Model) -> dict[str, Shape]:

@@ -18,9 +18,15 @@ PACKED = {TensorProto.INT4, TensorProto.UINT4}
 
 def external_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
     """Every tensor of the model, attributes and functions included, whose data is in another file."""
-    nodes = [node for function in proto.functions for node in function.node]
     for graph in walk_graphs(proto.graph):
         yield from (t for t in graph.initializer if t.data_location == TensorProto.EXTERNAL)
+    yield from _others(proto)
+
+
+def _others(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Those that are not initializers."""
+    nodes = [node for function in proto.functions for node in function.node]
+    for graph in walk_graphs(proto.graph):
         for sparse in graph.sparse_initializer:
             yield from (t for t in (sparse.values, sparse.indices) if t.data_location == TensorProto.EXTERNAL)
         nodes.extend(graph.node)
@@ -101,12 +107,10 @@ def map_initializers(constants: Iterator[gs.Constant], folder: Path) -> None:
 
 def inline_attributes(proto: onnx.ModelProto, folder: Path) -> None:
     """Read the (small) tensors that node attributes keep outside."""
-    initializers = {id(t) for g in walk_graphs(proto.graph) for t in g.initializer}
-    for tensor in external_tensors(proto):
-        if id(tensor) not in initializers:
-            path, offset, length = resolve(tensor, folder)
-            with path.open("rb") as file:
-                file.seek(offset)
-                tensor.raw_data = file.read(length)
-            tensor.data_location = TensorProto.DEFAULT
-            del tensor.external_data[:]
+    for tensor in _others(proto):
+        path, offset, length = resolve(tensor, folder)
+        with path.open("rb") as file:
+            file.seek(offset)
+            tensor.raw_data = file.read(length)
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]

@@ -61,18 +61,18 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, ct
     consumers = _consumers(original, pruned, labels, keep)
     if not consumers:
         return Recovery(0, 0, 0.0, 0.0)
-    images = _image_count(pruned, ctx, len(consumers))
+    images = _load(pruned, ctx, len(consumers))
     errors: list[tuple[float, float]] = []
     refitted = 0
     with pruned.edit():
-        for chunk in ctx.progress.track(list(_chunks(consumers, original, images)), "refitting weights"):
+        for chunk in ctx.progress.track(list(_chunks(consumers, original, images.count)), "refitting weights"):
             targets = _targets(original, chunk, ctx, images)
             for consumer, rows in zip(chunk, targets, strict=True):
                 before, after, changed = _refit(pruned, consumer, rows, ctx, images)
                 errors.append((before, after))
                 refitted += changed
     mean = np.mean(errors, axis=0)
-    return Recovery(refitted, images, float(mean[0]), float(mean[1]))
+    return Recovery(refitted, images.count, float(mean[0]), float(mean[1]))
 
 
 def _consumers(original: Model, pruned: Model, labels: Labels, keep: np.ndarray) -> list[_Consumer]:
@@ -110,10 +110,34 @@ def _residual(model: Model, out: gs.Tensor, index: int, made_by: dict[str, int])
     return out.name, None
 
 
-def _image_count(model: Model, ctx: Context, layers: int) -> int:
+@dataclass(frozen=True)
+class _Images:
+    """Batches of calibration images, decoded once: every layer needs them again."""
+
+    batches: tuple[np.ndarray, ...]
+    count: int
+    fixed: int | None  # the batch size that the model insists on
+
+    @property
+    def per_image(self) -> int:
+        """Sampled positions of an image."""
+        return max(1, _ROWS // max(1, self.count))
+
+
+def _load(model: Model, ctx: Context, layers: int) -> _Images:
+    port = model.inputs[0]
     macs = max(1, ctx.analysis(CostAnalysis(), model).macs)
     affordable = int(_WORK / (0.6 * macs * layers))
-    return min(len(ctx.calibration), _IMAGES, max(_FEWEST, affordable))
+    limit = min(len(ctx.calibration), _IMAGES, max(_FEWEST, affordable))
+    fixed = port.shape[0] if port.shape and isinstance(port.shape[0], int) else None
+    batches: list[np.ndarray] = []
+    held = count = 0
+    for batch in ctx.calibration.batches(fixed or _BATCH, limit=limit):
+        batches.append(np.asarray(batch, dtype=port.dtype))
+        held, count = held + batches[-1].nbytes, count + len(batch)
+        if held > _STORED:
+            break
+    return _Images(tuple(batches), count, fixed)
 
 
 def _chunks(consumers: list[_Consumer], original: Model, images: int) -> Iterator[list[_Consumer]]:
@@ -133,18 +157,14 @@ def _chunks(consumers: list[_Consumer], original: Model, images: int) -> Iterato
     yield chunk
 
 
-def _targets(original: Model, chunk: list[_Consumer], ctx: Context, images: int) -> list[list[np.ndarray]]:
+def _targets(original: Model, chunk: list[_Consumer], ctx: Context, images: _Images) -> list[list[np.ndarray]]:
     """Original outputs of each layer of the chunk at its sampled positions, by batch: [rows, kept channels]."""
     rows: list[list[np.ndarray]] = [[] for _ in chunk]
     for number, values in enumerate(_activations(original, [c.target for c in chunk], ctx, images)):
         for consumer, into in zip(chunk, rows, strict=True):
-            y = consumer.sampler.outputs(values[consumer.target], _rng(ctx, consumer, number), _per_image(images))
+            y = consumer.sampler.outputs(values[consumer.target], _rng(ctx, consumer, number), images.per_image)
             into.append(y if consumer.kept is None else y[:, consumer.kept])
     return rows
-
-
-def _per_image(images: int) -> int:
-    return max(1, _ROWS // images)
 
 
 def _rng(ctx: Context, consumer: _Consumer, number: int) -> np.random.Generator:
@@ -152,7 +172,7 @@ def _rng(ctx: Context, consumer: _Consumer, number: int) -> np.random.Generator:
     return ctx.rng(f"prune.recover.{consumer.index}.{number}")
 
 
-def _activations(model: Model, names: list[str], ctx: Context, images: int) -> Iterator[dict[str, np.ndarray]]:
+def _activations(model: Model, names: list[str], ctx: Context, images: _Images) -> Iterator[dict[str, np.ndarray]]:
     """Named tensors on the calibration images, batch by batch; only what they need is run."""
     twin = model.copy()
     source = twin.inputs[0].name
@@ -163,17 +183,15 @@ def _activations(model: Model, names: list[str], ctx: Context, images: int) -> I
         twin.graph.outputs = [tensors[n] for n in wanted]
         twin.graph.cleanup()
         session = open_session(twin.to_bytes(), threads=ctx.threads)
-    first = model.inputs[0].shape[0] if model.inputs[0].shape else None
-    fixed = first if isinstance(first, int) else None
-    for batch in ctx.calibration.batches(fixed or _BATCH, limit=images):
+    for batch in images.batches:
         values = {source: batch}
         if session is not None:
-            values.update(zip(wanted, run_session(session, batch, fixed), strict=True))
+            values.update(zip(wanted, run_session(session, batch, images.fixed), strict=True))
         yield values
 
 
 def _refit(
-    pruned: Model, consumer: _Consumer, targets: list[np.ndarray], ctx: Context, images: int
+    pruned: Model, consumer: _Consumer, targets: list[np.ndarray], ctx: Context, images: _Images
 ) -> tuple[float, float, int]:
     node = pruned.graph.nodes[consumer.index]
     sampler = consumer.sampler
@@ -181,11 +199,10 @@ def _refit(
     names = [node.inputs[0].name, *([consumer.skip] if consumer.skip else [])]
     half = (Moments(weight.shape), Moments(weight.shape))
     for number, values in enumerate(_activations(pruned, names, ctx, images)):
-        per_image = _per_image(images)
-        x = sampler.inputs(node, values[names[0]], _rng(ctx, consumer, number), per_image)
+        x = sampler.inputs(node, values[names[0]], _rng(ctx, consumer, number), images.per_image)
         y = targets[number]
         if consumer.skip:
-            y = y - sampler.outputs(values[consumer.skip], _rng(ctx, consumer, number), per_image)
+            y = y - sampler.outputs(values[consumer.skip], _rng(ctx, consumer, number), images.per_image)
         half[number % 2].add(x, y)
     before, after, solution = fit(half[0], half[1], weight, bias, intercept=sampler.can_bias(node))
     if solution is None:

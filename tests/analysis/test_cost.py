@@ -49,6 +49,16 @@ def test_macs_of_one_node_at_batch_one(body, shape, macs):
     assert found.by_node[m.graph.nodes[0].name].macs == macs
 
 
+def test_an_axis_that_the_batch_was_merged_into_has_its_size_at_batch_one():
+    m = model("r = Reshape(x, s) y = Gemm(r, w)", "float[N,4,8,8] x, int64[2] s, float[8,5] w", "float[M,5] y")
+    constant(m, "Gemm", 1, (8, 5))
+    reshape = m.graph.nodes[0]
+    reshape.inputs[1] = gs.Constant("s", np.array([-1, 8]))
+    m.graph.inputs = [t for t in m.graph.inputs if t.name != "s"]
+    assert cost(m).macs == 4 * 8 * 8 * 5
+    assert m.inputs[0].shape[0] == "N"  # the model itself keeps its batch
+
+
 def test_a_product_of_activations_costs_nothing():
     m = model("t = Transpose<perm=[0,1,3,2]>(x) y = MatMul(x, t)", out="float[N,4,8,8] y")
     assert cost(m).macs == 0
