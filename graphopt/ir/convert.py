@@ -31,7 +31,8 @@ _READABLE = {
     AttributeProto.STRINGS,
 }
 # Before this IR version every initializer had to be listed as an input too, which did not mean that a caller may
-# feed it (ONNX Runtime reads such files in the same way). They are imported as plain weights, and written as this version.
+# feed it (ONNX Runtime reads such files in the same way). They are imported as plain weights, and written as this
+# version.
 _INITIALIZERS_APART = 4
 STUB_LOCATION = "graphopt-stub"
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+
 from graphopt.passes.fold.workbench import Workbench
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")

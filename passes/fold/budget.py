@@ -15,10 +15,10 @@ import networkx as nx
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from graphopt.passes.fold.index import plain_dtype
-from graphopt.passes.fold.workbench import Workbench
 
 from graphopt.ir.convert import nbytes
+from graphopt.passes.fold.index import plain_dtype
+from graphopt.passes.fold.workbench import Workbench
 
 # The largest tensor that is computed, even if only a small part of it stays. Weights may be larger.
 WORKING_BYTES = 256 << 20

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
 from graphopt.passes.fold.index import plain_dtype
 from graphopt.passes.fold.workbench import Workbench
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 # Each run of these differs from the last, so neither their values nor their number may change.
 RANDOM = frozenset(

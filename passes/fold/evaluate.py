@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from graphopt.passes.fold.budget import Plan, plan
-from graphopt.passes.fold.index import peek
-from graphopt.passes.fold.workbench import Workbench
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from graphopt.errors import ModelError
+from graphopt.passes.fold.budget import Plan, plan
+from graphopt.passes.fold.index import peek
+from graphopt.passes.fold.workbench import Workbench
 from graphopt.runtime.session import open_session, run_feeds
 
 

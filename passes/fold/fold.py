@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphopt import Context, Kind, Model, Pass, PassResult, option
+from graphopt.ir.convert import nbytes
 from graphopt.passes.fold.batchnorm import fold_affine, fold_batchnorm
 from graphopt.passes.fold.cleanup import (
     bypass,
@@ -23,9 +25,6 @@ from graphopt.passes.fold.noops import (
 from graphopt.passes.fold.reshape import constant_target
 from graphopt.passes.fold.shape_values import ShapeValues
 from graphopt.passes.fold.workbench import Rule, Workbench
-
-from graphopt import Context, Kind, Model, Pass, PassResult, option
-from graphopt.ir.convert import nbytes
 
 _COUNTS = (
     "constants_folded",

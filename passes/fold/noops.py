@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_graphsurgeon as gs
+
 from graphopt.passes.fold.cleanup import bypass
 from graphopt.passes.fold.workbench import Workbench
 

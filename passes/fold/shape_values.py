@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+
 from graphopt.passes.fold.index import plain_dtype
 from graphopt.passes.fold.workbench import Workbench
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from graphopt.passes.fold.index import Index
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt import Model, Skipped
 from graphopt.ir import infer_shapes
+from graphopt.passes.fold.index import Index
 
 Rule = Callable[["Workbench", gs.Node], None]
 

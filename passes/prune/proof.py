@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from graphopt.passes.prune.surgery import remove
 
 from graphopt.analysis.labels import Labels
 from graphopt.errors import GraphoptError
 from graphopt.ir import Model
+from graphopt.passes.prune.surgery import remove
 from graphopt.pipeline.context import Context
 from graphopt.runtime.equivalence import compare_outputs
 from graphopt.runtime.feeds import random_feeds

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
+
+from graphopt.analysis.cost import Cost, CostAnalysis
+from graphopt.analysis.labels import ChannelLabels, Family, Labels
+from graphopt.errors import PassError, UsageError
+from graphopt.ir import Model
 from graphopt.passes.prune import rewrites  # noqa: F401  (registers what surgery rewrites)
 from graphopt.passes.prune.allocate import Plan, allocate
 from graphopt.passes.prune.importance import CRITERIA, importance
 from graphopt.passes.prune.proof import Verdict, check, guilty, proof_feeds
 from graphopt.passes.prune.recover import recover
 from graphopt.passes.prune.surgery import remove
-
-from graphopt.analysis.cost import Cost, CostAnalysis
-from graphopt.analysis.labels import ChannelLabels, Family, Labels
-from graphopt.errors import PassError, UsageError
-from graphopt.ir import Model
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 
 _TOLERANCE = 0.03

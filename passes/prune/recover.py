@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 import onnx_graphsurgeon as gs
-from graphopt.passes.prune.ridge import Moments, fit
-from graphopt.passes.prune.sampling import Sampler, sampler_of
 
 from graphopt.analysis.cost import CostAnalysis
 from graphopt.analysis.labels import Labels
 from graphopt.errors import ModelError
 from graphopt.ir import Model
 from graphopt.ir.view import node_view
+from graphopt.passes.prune.ridge import Moments, fit
+from graphopt.passes.prune.sampling import Sampler, sampler_of
 from graphopt.pipeline import Context
 from graphopt.runtime.session import open_session, run_session
 

@@ -9,14 +9,14 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import onnx_graphsurgeon as gs
+
+from graphopt.errors import ModelError, PassError, UsageError
+from graphopt.ir import Model
 from graphopt.passes.quantize.calibrate import calibrate
 from graphopt.passes.quantize.fusion import count_fused
 from graphopt.passes.quantize.lowering import lower
 from graphopt.passes.quantize.placement import WEIGHTED, Plan, decide
 from graphopt.passes.quantize.rewrite import Rewriter
-
-from graphopt.errors import ModelError, PassError, UsageError
-from graphopt.ir import Model
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 import onnx_graphsurgeon as gs
-from graphopt.passes.quantize.placement import Plan, data_inputs, is_activation, outputs_in_int8
-from graphopt.passes.quantize.ranges import QuantParams, activation_params
 
 from graphopt.analysis.activations import ActivationStatistics
 from graphopt.ir import Model
+from graphopt.passes.quantize.placement import Plan, data_inputs, is_activation, outputs_in_int8
+from graphopt.passes.quantize.ranges import QuantParams, activation_params
 from graphopt.pipeline import Context
 
 # Ops whose output's range is known without looking: (low, high) and the steps between them.

@@ -10,10 +10,10 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from graphopt.passes.quantize.cut import Network
-from graphopt.passes.quantize.lowering import constant_input, sole_consumer
 
 from graphopt.ir import Model
+from graphopt.passes.quantize.cut import Network
+from graphopt.passes.quantize.lowering import constant_input, sole_consumer
 from graphopt.pipeline import Skipped
 from graphopt.runtime.target import Target
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
+
+from graphopt.ir import Model
+from graphopt.ir.view import sort
 from graphopt.passes.quantize.lowering import constant_input, sole_consumer
 from graphopt.passes.quantize.placement import (
     WEIGHTED,
@@ -23,9 +26,6 @@ from graphopt.passes.quantize.placement import (
     takes_offset,
 )
 from graphopt.passes.quantize.ranges import QuantParams, activation_params, quantize_weights
-
-from graphopt.ir import Model
-from graphopt.ir.view import sort
 from graphopt.runtime.target import Target
 
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import pytest
-from graphopt.passes.fold import Fold
 
 from graphopt import Model, PassResult
 from graphopt.ir import Snapshot, verify
+from graphopt.passes.fold import Fold
 from graphopt.runtime.equivalence import compare_outputs
 from graphopt.runtime.feeds import random_feeds
 

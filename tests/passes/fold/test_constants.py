@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graphopt.passes.fold import Fold
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import Model, UsageError
+from graphopt.passes.fold import Fold
 
 
 def graph(body: str, outputs="float[N,4] y", more="", inputs="float[N,4] x", opset=17) -> str:

@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt import Model, load
 from graphopt.passes.fold import Fold
 
-# Nodes after folding are at most these; onnxsim makes 100 and 149 of efficientnet-lite0 and resnet56, onnxslim 94 and 144.
+# Nodes after folding are at most these. Of efficientnet-lite0 and resnet56, onnxsim makes 100 and 149, onnxslim 94
+# and 144.
 NODES = {
     "efficientnet-lite0": 94,
     "mbv3-cifar10": 87,

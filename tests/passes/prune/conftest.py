@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from graphopt.passes.prune import Prune  # noqa: F401  (registers the rewrites)
-from graphopt.passes.prune.proof import check, masked
-from graphopt.passes.prune.surgery import remove
 
 from graphopt import Context, Model
 from graphopt.analysis.labels import Labels, propagate
+from graphopt.passes.prune import Prune  # noqa: F401  (registers the rewrites)
+from graphopt.passes.prune.proof import check, masked
+from graphopt.passes.prune.surgery import remove
 from graphopt.runtime.equivalence import compare_outputs
 from graphopt.runtime.feeds import random_feeds
 from graphopt.runtime.target import get_target

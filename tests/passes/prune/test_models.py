@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from graphopt.passes.fold import Fold
-from graphopt.passes.prune import Prune
 
 import graphopt
 from graphopt.analysis.cost import cost
 from graphopt.ir import Snapshot, verify
+from graphopt.passes.fold import Fold
+from graphopt.passes.prune import Prune
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared models are not here")

@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from graphopt.passes.prune import Prune
 
 from graphopt import Model, PassError, UsageError
 from graphopt.analysis.labels import NodeScope, registry, rule
 from graphopt.ir import Snapshot, verify
+from graphopt.passes.prune import Prune
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,8,8] x) => (float[N,10] y) '
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from graphopt.passes.prune.surgery import remove
 
 from graphopt import Model
 from graphopt.analysis.labels import propagate
+from graphopt.passes.prune.surgery import remove
 
 
 def build(
