@@ -9,7 +9,7 @@ _STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 class Moments:
-    """Sums over rows of x [rows, groups, inputs] and y [rows, groups * outputs]; a weight is [groups, inputs, outputs]."""
+    """Sums over rows of x [rows, groups, inputs] and y [rows, groups * outputs]; weight: [groups, inputs, outputs]."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         groups, inputs, outputs = shape
