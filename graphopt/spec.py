@@ -105,12 +105,15 @@ class _Reader:
 def _bare(word: str) -> Any:
     if word in ("true", "false"):
         return word == "true"
-    if _INT.fullmatch(word):
-        return int(word)
     try:
-        return float(word)
-    except ValueError:
+        return int(word) if _INT.fullmatch(word) else float(word)
+    except ValueError:  # not a number, or one of thousands of digits
         return word
+
+
+def is_name(text: str) -> bool:
+    """Whether ``parse`` reads this text as a name."""
+    return _NAME.fullmatch(text) is not None
 
 
 def parse(text: str, what: str = "pass") -> list[Item]:
@@ -128,7 +131,9 @@ def parse(text: str, what: str = "pass") -> list[Item]:
 
 
 def format_value(value: Any) -> str:
-    """Write one value so that ``parse`` reads the same value back."""
+    """Write one value so that ``parse`` reads the same value back (None as the word ``none``)."""
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):

@@ -112,8 +112,8 @@ class TensorStatistics:
         """Take in a batch [n,...]; at most ``sample`` values an image go into the histogram."""
         if not values.size:
             return
-        self.low = min(self.low, float(values.min()))
-        self.high = max(self.high, float(values.max()))
+        self.low = float(np.minimum(self.low, values.min()))  # unlike min(), keeps a NaN
+        self.high = float(np.maximum(self.high, values.max()))
         if values.ndim >= 2:
             by_channel = values.reshape(values.shape[0], values.shape[1], -1)
             sums = by_channel.mean(axis=2).sum(axis=0, dtype=np.float64)

@@ -8,10 +8,10 @@ that have none, dtypes that numpy lacks.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto
@@ -35,6 +35,14 @@ _READABLE = {
 # version.
 _INITIALIZERS_APART = 4
 STUB_LOCATION = "graphopt-stub"
+# Bits of an element of the types that share bytes; numpy gives each element a byte of its own.
+PACKED_BITS: dict[int, int] = {
+    TensorProto.INT4: 4,
+    TensorProto.UINT4: 4,
+    TensorProto.FLOAT4E2M1: 4,
+    TensorProto.INT2: 2,
+    TensorProto.UINT2: 2,
+}
 
 
 @dataclass
@@ -78,14 +86,28 @@ def onnx_dtype(tensor: gs.Tensor) -> int:
 
 
 def nbytes(tensor: gs.Constant) -> int:
-    """Bytes of an initializer's data, without loading it. Four-bit types count two elements a byte."""
-    count = int(np.prod([int(d) for d in tensor.shape], dtype=np.int64))
-    kind = onnx_dtype(tensor)
+    """Bytes of an initializer's data, without loading it; for text, an estimate."""
+    return data_bytes(onnx_dtype(tensor), math.prod(int(d) for d in tensor.shape))
+
+
+def data_bytes(kind: int, count: int) -> int:
+    """Bytes that ``count`` elements of a TensorProto data type take in a file; for text, an estimate."""
     if kind == TensorProto.STRING:
         return 16 * count
-    if kind in (TensorProto.INT4, TensorProto.UINT4):
-        return (count + 1) // 2
-    return int(count * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
+    if kind in PACKED_BITS:
+        return (count * PACKED_BITS[kind] + 7) // 8
+    return count * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+
+
+def is_sparse(tensor: gs.Constant) -> bool:
+    """Whether an initializer was given by its nonzero values, and is written so again."""
+    return not isinstance(getattr(tensor._values, "tensor", TensorProto()), TensorProto)
+
+
+def is_plain(tensor: gs.Constant) -> bool:
+    """Whether the bytes of an initializer's array are the bytes that a file holds."""
+    kind = onnx_dtype(tensor)
+    return kind != TensorProto.STRING and kind not in PACKED_BITS and not is_sparse(tensor)
 
 
 def walk_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -185,7 +207,7 @@ def export_model(graph: gs.Graph, header: Header, stub_above: int | None = None)
         for g in _all_graphs(graph):
             for tensor in g.tensors().values():
                 big = isinstance(tensor, gs.Constant) and type(tensor._values) is not StubValues
-                if big and not _sparse(tensor) and nbytes(tensor) > stub_above:
+                if big and not is_sparse(tensor) and nbytes(tensor) > stub_above:
                     stubbed.append((tensor, tensor._values))
                     tensor._values = StubValues(tensor)
     try:
@@ -208,10 +230,6 @@ def export_model(graph: gs.Graph, header: Header, stub_above: int | None = None)
     _hoist_shared(proto.graph, header.inner_initializers)
     proto.graph.initializer.extend(header.input_defaults.values())
     return proto
-
-
-def _sparse(tensor: gs.Constant) -> bool:
-    return not isinstance(getattr(tensor._values, "tensor", TensorProto()), TensorProto)
 
 
 def _hoist_shared(main: onnx.GraphProto, inner: set[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.errors import ModelError
-from graphopt.ir.convert import walk_graphs
+from graphopt.ir.convert import PACKED_BITS, data_bytes, walk_graphs
 
-PACKED = {TensorProto.INT4, TensorProto.UINT4}
+_STORABLE = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED, TensorProto.STRING}
 
 
 def external_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
@@ -24,9 +26,15 @@ def external_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
 
 
 def _others(proto: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Those that are not initializers."""
+    """Those that are not initializers of the model's graphs: attributes, sparse ones, all that functions hold."""
+    graphs = list(walk_graphs(proto.graph))
     nodes = [node for function in proto.functions for node in function.node]
-    for graph in walk_graphs(proto.graph):
+    for attr in [attr for node in nodes for attr in node.attribute]:
+        for inner in [*([attr.g] if attr.HasField("g") else []), *attr.graphs]:
+            for graph in walk_graphs(inner):
+                yield from (t for t in graph.initializer if t.data_location == TensorProto.EXTERNAL)
+                graphs.append(graph)
+    for graph in graphs:
         for sparse in graph.sparse_initializer:
             yield from (t for t in (sparse.values, sparse.indices) if t.data_location == TensorProto.EXTERNAL)
         nodes.extend(graph.node)
@@ -58,9 +66,9 @@ def resolve(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
             raise ModelError(f"{where} is a symbolic link: {location!r}", "replace the link by the file it points to")
     if not path.is_file():
         raise ModelError(f"{where} is missing: {location!r} is not beside the model file")
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    count = int(np.prod(tensor.dims, dtype=np.int64))
-    needed = (count + 1) // 2 if tensor.data_type in PACKED else count * dtype.itemsize
+    if tensor.data_type not in _STORABLE:
+        raise ModelError(f"{where} is text or of an unknown type, which cannot be stored outside the model file")
+    needed = data_bytes(tensor.data_type, math.prod(tensor.dims))
     try:
         offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
     except ValueError:
@@ -95,10 +103,10 @@ def map_initializers(constants: Iterator[gs.Constant], folder: Path) -> None:
             empty = path.stat().st_size == 0
             files[path] = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, mode="r")
         raw = files[path][offset : offset + length]
-        if tensor.data_type in PACKED:
+        if tensor.data_type in PACKED_BITS:
             inline = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
             inline.raw_data = raw.tobytes()
-            constant.values = onnx.numpy_helper.to_array(inline)
+            constant._values = LazyValues(inline)  # keeps the type, which an array of these would not
         else:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             constant.values = raw.view(dtype).reshape(tuple(tensor.dims))

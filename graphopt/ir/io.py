@@ -188,7 +188,7 @@ def _write_data(model: Model, target: Path) -> tuple[Path, bool, onnx.ModelProto
             with draft.open("wb") as file:
                 for constant in model.constants():
                     length = convert.nbytes(constant)
-                    if length < _INLINE_BELOW or convert.onnx_dtype(constant) in external.PACKED:
+                    if length < _INLINE_BELOW or not convert.is_plain(constant):
                         continue
                     padding = bytes(-offset % _ALIGNMENT)
                     values = constant._values

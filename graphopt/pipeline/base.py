@@ -8,6 +8,7 @@ import typing
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphopt import spec
@@ -133,7 +134,9 @@ class Pass(ABC):
     @classmethod
     def summary(cls) -> str:
         """First line of the help text."""
-        return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+        text = (cls.__doc__ or "").strip()
+        written = text and not text.startswith(f"{cls.__name__}(")  # else it is the signature, put there by dataclass
+        return text.splitlines()[0] if written else ""
 
 
 def _type_name(kind: Any) -> str:
@@ -175,7 +178,7 @@ def _to_type(kind: Any, value: Any) -> Any:
                 return converted
         return _BAD
     if kind is type(None):
-        return None if value is None else _BAD
+        return None if value is None or value == "none" else _BAD
     if origin is tuple:
         part = typing.get_args(kind)[0]
         items = value if isinstance(value, tuple | list) else (value,)
@@ -184,9 +187,9 @@ def _to_type(kind: Any, value: Any) -> Any:
     if kind is bool:
         return value if isinstance(value, bool) else _BAD
     if kind is int:
-        return value if isinstance(value, int) and not isinstance(value, bool) else _BAD
+        return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else _BAD
     if kind is float:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else _BAD
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else _BAD
     if kind is str:
         return value if isinstance(value, str) else spec.format_value(value)
     return value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,6 +48,20 @@ class Registry:
         """Register a class. Raises UsageError for one that is not a usable pass."""
         if not (isinstance(cls, type) and issubclass(cls, Pass)) or not hasattr(cls, "kind"):
             raise UsageError(f"{cls!r} is not a pass: derive it from graphopt.Pass and set name and kind")
+        if not isinstance(getattr(cls, "name", None), str):
+            raise UsageError(f"the pass class {cls.__name__} has no name")
+        if not spec.is_name(cls.name):
+            raise UsageError(
+                f"the name {cls.name!r} of the pass class {cls.__name__} cannot be written in a pipeline",
+                "use letters, digits, '_', '-' and '.'",
+            )
+        if inspect.isabstract(cls):
+            raise UsageError(f"the pass {cls.name!r} does not implement " + ", ".join(sorted(cls.__abstractmethods__)))
+        if any(isinstance(value, dataclasses.Field) for base in cls.__mro__ for value in vars(base).values()):
+            raise UsageError(
+                f"the options of {cls.__name__} are not in effect",
+                "write @dataclass(frozen=True) above the class",
+            )
         self._classes[cls.name] = cls
         return cls
 
@@ -62,18 +78,20 @@ class Registry:
         sys.modules[name] = module
         try:
             module_spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
+            sys.modules.pop(name, None)
             raise UsageError(f"the pass file {path} fails on import: {type(error).__name__}: {error}") from error
         found = [
             value
             for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Pass) and value.__module__ == name
+            if isinstance(value, type)
+            and issubclass(value, Pass)
+            and value.__module__ == name
+            and (hasattr(value, "name") or not inspect.isabstract(value))  # a base class for others is neither
         ]
         if not found:
             raise UsageError(f"{path} defines no pass", "derive a class from graphopt.Pass in it")
         for cls in found:
-            if not getattr(cls, "name", None):
-                raise UsageError(f"the pass class {cls.__name__} in {path} has no name")
             self.add(cls)
         return found
 

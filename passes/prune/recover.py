@@ -14,22 +14,17 @@ import networkx as nx
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.analysis.cost import CostAnalysis
 from graphopt.analysis.labels import Labels
-from graphopt.errors import ModelError
 from graphopt.ir import Model
 from graphopt.ir.view import node_view
 from graphopt.passes.prune.ridge import Moments, fit
+from graphopt.passes.prune.running import Network, load_images
 from graphopt.passes.prune.sampling import Sampler, sampler_of
 from graphopt.pipeline import Context
-from graphopt.runtime.session import open_session, run_session
 
 _IMAGES = 512
-_FEWEST = 64
-_BATCH = 32
 _ROWS = 12288  # sampled positions per layer over all images
-_STORED = 192 << 20  # bytes of original outputs held at a time
-_WORK = 1.5e12  # multiply-accumulates that forward passes may take in all, about a minute of one core
+_STORED = 256 << 20  # bytes of original outputs held at a time
 
 
 @dataclass(frozen=True)
@@ -58,24 +53,22 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, ct
 
     A refit that does not lower the error on images that it was not fitted to is dropped.
     """
-    consumers = _consumers(original, pruned, labels, keep)
-    if not consumers:
-        return Recovery(0, 0, 0.0, 0.0)
-    images = _load(pruned, ctx, len(consumers))
+    consumers = _consumers(pruned, labels, keep)
+    images = load_images(pruned, ctx, _IMAGES)
+    if not consumers or not images.count:
+        return Recovery(0, images.count, 0.0, 0.0)
+    before, after = Network(original, images, ctx.threads), Network(pruned, images, ctx.threads)
     errors: list[tuple[float, float]] = []
-    refitted = 0
     with pruned.edit():
-        for chunk in ctx.progress.track(list(_chunks(consumers, original, images.count)), "refitting weights"):
-            targets = _targets(original, chunk, ctx, images)
-            for consumer, rows in zip(chunk, targets, strict=True):
-                before, after, changed = _refit(pruned, consumer, rows, ctx, images)
-                errors.append((before, after))
-                refitted += changed
+        rows = _targets(before, consumers, ctx)
+        for consumer in ctx.progress.track(consumers, "refitting weights", len(consumers)):
+            errors.append(_refit(after, consumer, next(rows), ctx))
     mean = np.mean(errors, axis=0)
+    refitted = sum(b != a for b, a in errors)
     return Recovery(refitted, images.count, float(mean[0]), float(mean[1]))
 
 
-def _consumers(original: Model, pruned: Model, labels: Labels, keep: np.ndarray) -> list[_Consumer]:
+def _consumers(pruned: Model, labels: Labels, keep: np.ndarray) -> list[_Consumer]:
     """Layers whose input changed, in graph order."""
     nodes = pruned.graph.nodes
     view = node_view(pruned.graph)
@@ -110,45 +103,29 @@ def _residual(model: Model, out: gs.Tensor, index: int, made_by: dict[str, int])
     return out.name, None
 
 
-@dataclass(frozen=True)
-class _Images:
-    """Batches of calibration images, decoded once: every layer needs them again."""
+def _targets(network: Network, consumers: list[_Consumer], ctx: Context) -> Iterator[list[np.ndarray]]:
+    """Original outputs of each layer at its sampled positions, by batch: [rows, kept channels].
 
-    batches: tuple[np.ndarray, ...]
-    count: int
-    fixed: int | None  # the batch size that the model insists on
-
-    @property
-    def per_image(self) -> int:
-        """Sampled positions of an image."""
-        return max(1, _ROWS // max(1, self.count))
-
-
-def _load(model: Model, ctx: Context, layers: int) -> _Images:
-    port = model.inputs[0]
-    macs = max(1, ctx.analysis(CostAnalysis(), model).macs)
-    affordable = int(_WORK / (0.6 * macs * layers))
-    limit = min(len(ctx.calibration), _IMAGES, max(_FEWEST, affordable))
-    fixed = port.shape[0] if port.shape and isinstance(port.shape[0], int) else None
-    batches: list[np.ndarray] = []
-    held = count = 0
-    for batch in ctx.calibration.batches(fixed or _BATCH, limit=limit):
-        batches.append(np.asarray(batch, dtype=port.dtype))
-        held, count = held + batches[-1].nbytes, count + len(batch)
-        if held > _STORED:
-            break
-    return _Images(tuple(batches), count, fixed)
+    The original runs once for as many layers as fit in memory together.
+    """
+    for chunk in _chunks(network, consumers):
+        rows: list[list[np.ndarray]] = [[] for _ in chunk]
+        for number, values in enumerate(network.tensors([c.target for c in chunk])):
+            for consumer, into in zip(chunk, rows, strict=True):
+                rng = _rng(ctx, consumer, number)
+                y = consumer.sampler.outputs(values[consumer.target], rng, _per_image(network))
+                into.append(y if consumer.kept is None else y[:, consumer.kept])
+        yield from rows
 
 
-def _chunks(consumers: list[_Consumer], original: Model, images: int) -> Iterator[list[_Consumer]]:
-    """Runs of layers whose sampled original outputs fit in memory together."""
-    tensors = original.graph.tensors()
+def _chunks(network: Network, consumers: list[_Consumer]) -> Iterator[list[_Consumer]]:
+    """Runs of layers whose sampled original outputs fit in memory together, and their whole outputs of a batch."""
+    tensors = network.model.graph.tensors()
     chunk: list[_Consumer] = []
     held = 0
     for consumer in consumers:
-        shape = tensors[consumer.target].shape
-        channels = int(shape[consumer.sampler.channel_axis]) if shape else 1
-        size = 4 * channels * max(_ROWS, images)
+        shape = [d if isinstance(d, int) else 1 for d in tensors[consumer.target].shape or [1]]
+        size = 4 * shape[consumer.sampler.channel_axis] * _ROWS + 4 * 32 * int(np.prod(shape[1:]))
         if chunk and held + size > _STORED:
             yield chunk
             chunk, held = [], 0
@@ -157,14 +134,9 @@ def _chunks(consumers: list[_Consumer], original: Model, images: int) -> Iterato
     yield chunk
 
 
-def _targets(original: Model, chunk: list[_Consumer], ctx: Context, images: _Images) -> list[list[np.ndarray]]:
-    """Original outputs of each layer of the chunk at its sampled positions, by batch: [rows, kept channels]."""
-    rows: list[list[np.ndarray]] = [[] for _ in chunk]
-    for number, values in enumerate(_activations(original, [c.target for c in chunk], ctx, images)):
-        for consumer, into in zip(chunk, rows, strict=True):
-            y = consumer.sampler.outputs(values[consumer.target], _rng(ctx, consumer, number), images.per_image)
-            into.append(y if consumer.kept is None else y[:, consumer.kept])
-    return rows
+def _per_image(network: Network) -> int:
+    """Sampled positions of an image."""
+    return max(1, _ROWS // network.images.count)
 
 
 def _rng(ctx: Context, consumer: _Consumer, number: int) -> np.random.Generator:
@@ -172,43 +144,20 @@ def _rng(ctx: Context, consumer: _Consumer, number: int) -> np.random.Generator:
     return ctx.rng(f"prune.recover.{consumer.index}.{number}")
 
 
-def _activations(model: Model, names: list[str], ctx: Context, images: _Images) -> Iterator[dict[str, np.ndarray]]:
-    """Named tensors on the calibration images, batch by batch; only what they need is run."""
-    twin = model.copy()
-    source = twin.inputs[0].name
-    tensors = twin.graph.tensors()
-    wanted = list(dict.fromkeys(n for n in names if n != source))
-    session = None
-    if wanted:
-        twin.graph.outputs = [tensors[n] for n in wanted]
-        twin.graph.cleanup()
-        session = open_session(twin.to_bytes(), threads=ctx.threads)
-    for batch in images.batches:
-        values = {source: batch}
-        if session is not None:
-            values.update(zip(wanted, run_session(session, batch, images.fixed), strict=True))
-        yield values
-
-
-def _refit(
-    pruned: Model, consumer: _Consumer, targets: list[np.ndarray], ctx: Context, images: _Images
-) -> tuple[float, float, int]:
-    node = pruned.graph.nodes[consumer.index]
-    sampler = consumer.sampler
+def _refit(network: Network, consumer: _Consumer, targets: list[np.ndarray], ctx: Context) -> tuple[float, float]:
+    """Refit one layer; its relative error on unseen images before and after."""
+    node, sampler = network.model.graph.nodes[consumer.index], consumer.sampler
     weight, bias = sampler.read(node)
-    names = [node.inputs[0].name, *([consumer.skip] if consumer.skip else [])]
+    name, per_image = node.inputs[0].name, _per_image(network)
     half = (Moments(weight.shape), Moments(weight.shape))
-    for number, values in enumerate(_activations(pruned, names, ctx, images)):
-        x = sampler.inputs(node, values[names[0]], _rng(ctx, consumer, number), images.per_image)
+    names = [name, *([consumer.skip] if consumer.skip else [])]
+    for number, values in enumerate(network.tensors(names, keep=True)):
+        x = sampler.inputs(node, values[name], _rng(ctx, consumer, number), per_image)
         y = targets[number]
         if consumer.skip:
-            y = y - sampler.outputs(values[consumer.skip], _rng(ctx, consumer, number), images.per_image)
+            y = y - sampler.outputs(values[consumer.skip], _rng(ctx, consumer, number), per_image)
         half[number % 2].add(x, y)
     before, after, solution = fit(half[0], half[1], weight, bias, intercept=sampler.can_bias(node))
-    if solution is None:
-        return before, before, 0
-    try:
-        sampler.write(pruned, node, *solution)
-    except ModelError:
-        return before, before, 0
-    return before, after, 1
+    if solution is not None:
+        sampler.write(network.model, node, *solution)
+    return before, after

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import ModelError, PassError, UsageError
@@ -15,9 +16,9 @@ from graphopt.ir import Model
 from graphopt.passes.quantize.calibrate import calibrate
 from graphopt.passes.quantize.fusion import count_fused
 from graphopt.passes.quantize.lowering import lower
-from graphopt.passes.quantize.placement import WEIGHTED, Plan, decide
+from graphopt.passes.quantize.placement import decide, has_weights
 from graphopt.passes.quantize.rewrite import Rewriter
-from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
+from graphopt.pipeline import Context, Kind, Pass, PassResult, option
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
 
@@ -42,6 +43,11 @@ class Quantize(Pass):
         choices=("minmax", "percentile"),
     )
     percentile: float = option(99.999, "Values inside the range, in percent (percentile)", min=50.0, max=100.0)
+    place: str = option(
+        "faster",
+        "What runs in int8: what gains time by it, or all that has weights",
+        choices=("faster", "smaller"),
+    )
     per_channel: bool = option(True, "One weight scale an output channel instead of one a tensor")
     bias_correction: bool = option(True, "Take the mean error of rounded weights out of the biases")
     keep_float: tuple[str, ...] = option((), "Nodes to leave in float, by name or pattern such as */head/*")
@@ -49,12 +55,14 @@ class Quantize(Pass):
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         _refuse_quantized(model)
-        lowered = lower(model)
         _check_patterns(self.keep_float, model)
-        plan = decide(model, ctx.target, self.keep_float)
-        weighted = [n for i, n in enumerate(model.graph.nodes) if i in plan.int8 and _has_weights(n)]
-        if not weighted:
-            raise _nothing(model, plan)
+        if not any(_has_float_weights(n) for n in model.graph.nodes):
+            raise _nothing(model)
+        lowered = lower(model, self.keep_float)
+        plan = decide(model, ctx.target, self.keep_float, all_weights=self.place == "smaller")
+        if not any(has_weights(n) for i, n in enumerate(model.graph.nodes) if i in plan.int8):
+            ctx.progress.warn("quantize: nothing was quantized; the report says why for each operator")
+            return PassResult(bool(lowered), {"int8_operators": {}, "lowered": lowered}, plan.skipped)
         percentile = self.percentile if self.calibration == "percentile" else 100.0
         found = calibrate(model, ctx, plan, percentile, self.images)
         means = found.means if self.bias_correction else {}
@@ -89,8 +97,8 @@ def _verify(model: Model, ctx: Context, planned: dict[str, int], metrics: dict[s
         metrics["not_fused"] = missing
 
 
-def _has_weights(node: gs.Node) -> bool:
-    return node.op in WEIGHTED and isinstance(node.inputs[1], gs.Constant)
+def _has_float_weights(node: gs.Node) -> bool:
+    return has_weights(node) and node.inputs[1].dtype == np.float32
 
 
 def _refuse_quantized(model: Model) -> None:
@@ -104,16 +112,13 @@ def _refuse_quantized(model: Model) -> None:
         )
 
 
-def _nothing(model: Model, plan: Plan) -> PassError:
-    reasons = Counter(f"{s.op}: {s.reason}" for s in plan.skipped if s.op in WEIGHTED)
-    half = any(c.dtype == "float16" for c in model.constants())
-    if half:
+def _nothing(model: Model) -> PassError:
+    if any(c.dtype == np.float16 for c in model.constants()):
         return PassError("nothing to quantize: the weights are float16", "convert the model to float32 first")
-    if reasons:
-        return PassError(
-            "nothing was quantized: no Conv, Gemm or MatMul can run in int8", "; ".join(sorted(reasons)[:3])
-        )
-    return PassError("nothing to quantize: the model has no Conv, Gemm or MatMul with float32 weights")
+    return PassError(
+        "nothing to quantize: the model has no Conv, Gemm or MatMul with constant float32 weights",
+        "weights that other nodes compute become constant with the fold pass",
+    )
 
 
 def _check_patterns(patterns: tuple[str, ...], model: Model) -> None:
@@ -125,4 +130,4 @@ def _check_patterns(patterns: tuple[str, ...], model: Model) -> None:
             raise UsageError(f"keep_float pattern {pattern!r} matches no node of the model", hint)
 
 
-__all__ = ["Quantize", "Skipped"]
+__all__ = ["Quantize"]

@@ -63,7 +63,7 @@ def calibrate(
     params: dict[str, QuantParams] = {}
     for names in members:
         ranges = [
-            known[n] if n in known else _trim(tensors[n], statistics[n].range(percentile))
+            known[n] if n in known else _trim(model, tensors[n], statistics[n].range(percentile))
             for n in names
             if n not in moved
         ]
@@ -74,13 +74,15 @@ def calibrate(
     return Calibrated(params, means)
 
 
-def _trim(tensor: gs.Tensor, found: tuple[float, float]) -> tuple[float, float]:
+def _trim(model: Model, tensor: gs.Tensor, found: tuple[float, float]) -> tuple[float, float]:
     """Cut off what the readers do not tell apart: x * HardSigmoid(x) is 0 below -beta/alpha."""
     gates = [n for n in tensor.outputs if n.op == "HardSigmoid"]
+    if model.is_output(tensor) or tensor.name in model.captured():
+        return found
     if len(gates) != 1 or not _only_gated(tensor, gates[0], tensor.outputs):
         return found
     alpha, beta = gates[0].attrs.get("alpha", 0.2), gates[0].attrs.get("beta", 0.5)
-    return max(found[0], -beta / alpha), found[1]
+    return (max(found[0], -beta / alpha), found[1]) if alpha > 0 else found
 
 
 def _only_gated(tensor: gs.Tensor, gate: gs.Node, readers: Iterable[gs.Node]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx.version_converter
@@ -12,11 +13,14 @@ from graphopt.errors import PassError
 from graphopt.ir import Model, infer_shapes
 from graphopt.ir.view import sort
 
+_PICKS = frozenset("MaxPool Reshape Flatten Transpose Squeeze Unsqueeze Slice".split())
 _MIN_OPSET = 13  # the first with per-channel QuantizeLinear and DequantizeLinear
 
 
-def lower(model: Model) -> dict[str, int]:
+def lower(model: Model, keep_float: tuple[str, ...] = ()) -> dict[str, int]:
     """Rewrite ``model`` in place; outputs stay the same up to float noise. Returns how often each rule applied.
+
+    Nodes whose name matches ``keep_float`` stay as they are.
 
     Raises PassError if the model's opset is too old and cannot be upgraded.
     """
@@ -28,12 +32,16 @@ def lower(model: Model) -> dict[str, int]:
         ("ReduceMean -> GlobalAveragePool", _mean_to_pool),
         ("MatMul + Add -> Gemm", _matmul_to_gemm),
         ("plain Gemm", _plain_gemm),
+        ("activation before what only moves", _activation_first),
         ("HardSwish -> HardSigmoid, Mul", _split_hardswish),
     )
+    if any(t.dtype is None or t.shape is None for n in model.graph.nodes for t in n.outputs if t.name):
+        infer_shapes(model)
     with model.edit() as graph:
         for name, rule in rules:
             for node in list(graph.nodes):
-                if node.domain in (None, "", "ai.onnx") and rule(model, node):
+                kept = any(fnmatchcase(node.name, pattern) for pattern in keep_float)
+                if node.domain in (None, "", "ai.onnx") and not kept and rule(model, node):
                     counts[name] = counts.get(name, 0) + 1
         graph.cleanup(remove_unused_graph_inputs=False)
         sort(graph)
@@ -162,3 +170,21 @@ def _split_hardswish(model: Model, node: gs.Node) -> bool:
     node.op, node.attrs, node.inputs = "Mul", {}, [x, gate]
     model.graph.nodes.append(hard)
     return True
+
+
+def _activation_first(model: Model, node: gs.Node) -> bool:
+    """Relu(MaxPool(x)) = MaxPool(Relu(x)), and so for whatever picks values: behind a Conv, Relu is free."""
+    if node.op != "Relu":
+        return False
+    moved = False
+    while node.inputs[0].inputs and node.inputs[0].inputs[0].op in _PICKS:
+        mover, middle, result = node.inputs[0].inputs[0], node.inputs[0], node.outputs[0]
+        x = mover.inputs[0]
+        alone = sole_consumer(model, middle) is node and len(mover.outputs) == 1
+        if not alone or sole_consumer(model, x) is not mover or not x.inputs:
+            break
+        middle.shape, middle.dtype = (None if x.shape is None else list(x.shape)), x.dtype
+        node.inputs[0], mover.inputs[0] = x, middle
+        node.outputs, mover.outputs = [middle], [result]
+        moved = True
+    return moved

@@ -19,6 +19,7 @@ from graphopt.runtime.target import Target
 
 # Operators whose second input may hold weights, the third a bias.
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+_FOR_ANY_PRICE = 10**15  # nanoseconds
 
 
 @dataclass
@@ -42,9 +43,14 @@ def data_inputs(node: gs.Node, target: Target) -> list[gs.Tensor]:
     """The inputs that carry activations or constants of their kind, without weights, biases, shapes and indices."""
     if node.op in target.passthrough_ops or node.op in target.integer_ops:
         return list(node.inputs[:1])
-    if node.op in WEIGHTED and isinstance(node.inputs[1], gs.Constant):
+    if has_weights(node):
         return list(node.inputs[:1])
     return [t for t in node.inputs if t.name]
+
+
+def has_weights(node: gs.Node) -> bool:
+    """Whether a node multiplies its data by constant weights."""
+    return node.op in WEIGHTED and len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant)
 
 
 def channel_axis(node: gs.Node) -> int:
@@ -63,8 +69,11 @@ def takes_offset(node: gs.Node) -> bool:
     return weights and (not has_bias or isinstance(node.inputs[2], gs.Constant))
 
 
-def decide(model: Model, target: Target, keep_float: tuple[str, ...] = ()) -> Plan:
-    """Place the operators of the main graph on ``target``. Deterministic; does not change the model."""
+def decide(model: Model, target: Target, keep_float: tuple[str, ...] = (), all_weights: bool = False) -> Plan:
+    """Place the operators of the main graph on ``target``. Deterministic; does not change the model.
+
+    ``all_weights`` puts whatever has weights in int8, also where that costs time.
+    """
     plan = Plan()
     nodes = list(model.graph.nodes)
     position = {id(n): i for i, n in enumerate(nodes)}
@@ -86,12 +95,12 @@ def decide(model: Model, target: Target, keep_float: tuple[str, ...] = ()) -> Pl
         if i in blocked:
             network.forbid(i)
         else:
-            network.operator(i, *_times(model, nodes[i], target))
+            float_ns, int8_ns = _times(model, nodes[i], target)
+            network.operator(i, _FOR_ANY_PRICE if all_weights and has_weights(nodes[i]) else float_ns, int8_ns)
     for i in floats:
         for tensor in nodes[i].outputs:
-            network.tensor(
-                plan.absorbed.get(i, i), _readers(model, tensor, position, plan), _elements(tensor), nodes[i].op
-            )
+            root = plan.absorbed.get(i, i)
+            network.tensor(root, _readers(model, tensor, position, plan), _elements(tensor), nodes[root].op)
     for tensor in model.graph.inputs:
         if is_activation(tensor):
             network.tensor(None, _readers(model, tensor, position, plan), _elements(tensor), "")
@@ -100,8 +109,7 @@ def decide(model: Model, target: Target, keep_float: tuple[str, ...] = ()) -> Pl
         if plan.absorbed.get(i, i) in plan.int8:
             continue
         node = nodes[i]
-        plan.absorbed.pop(i, None)
-        if node.op in target.absorbed_ops and i not in blocked:
+        if plan.absorbed.pop(i, None) is not None:
             continue  # it follows its operator, which is reported
         plan.skipped.append(Skipped(node.name, node.op, blocked.get(i) or _too_dear(model, node, target)))
     plan.skipped.extend(
@@ -133,7 +141,8 @@ def outputs_in_int8(model: Model, target: Target, plan: Plan) -> set[str]:
 
 def _readers(model: Model, tensor: gs.Tensor, position: dict[int, int], plan: Plan) -> list[int | None]:
     """Positions of the operators that read a tensor; None for whatever needs it in float."""
-    readers: list[int | None] = [plan.absorbed.get(position[id(n)], position[id(n)]) for n in tensor.outputs]
+    known = [position[id(n)] for n in tensor.outputs if id(n) in position]  # the others are in subgraphs
+    readers: list[int | None] = [plan.absorbed.get(i, i) for i in known]
     if model.is_output(tensor) or tensor.name in model.captured():
         readers.append(None)
     return readers
@@ -145,8 +154,8 @@ def _kept(node: gs.Node, keep_float: tuple[str, ...]) -> str | None:
 
 def _absorbing(model: Model, node: gs.Node, target: Target, position: dict[int, int]) -> int | None:
     """The position of the operator whose quantized output makes this activation free."""
-    if node.op not in target.absorbed_ops or not node.inputs[0].inputs:
-        return None
+    if target.symmetric_activations or node.op not in target.absorbed_ops or not node.inputs[0].inputs:
+        return None  # a symmetric range does not end at 0
     producer = node.inputs[0].inputs[0]
     alone = sole_consumer(model, node.inputs[0]) is node
     if not alone or producer.op not in target.int8_ops or clip_bounds(node) is None:
@@ -175,22 +184,36 @@ def _blocked(node: gs.Node, target: Target, keep_float: tuple[str, ...]) -> str 
         return f"kept in float as asked (keep_float has {pattern!r})"
     if node.domain not in (None, "", "ai.onnx"):
         return f"operators of domain {node.domain!r} are not known: only standard operators are quantized"
-    if node.op == "HardSigmoid" and {"Add", "Conv"} <= target.int8_ops:
+    if node.op == "HardSigmoid" and "Add" in target.int8_ops and not target.symmetric_activations:
         return None if node.attrs.get("alpha", 0.2) > 0 else "its slope is not positive"
     if node.op in target.passthrough_ops:
-        return None if is_activation(node.inputs[0]) else "its data is constant: fold it first"
+        return _moving_blocked(node)
     if node.op in target.integer_ops:
         return _pad_blocked(node)
+    if node.op in target.absorbed_ops:
+        return "no int8 operator stands before it, for it alone, whose saturation could do its work"
     if node.op not in target.int8_ops:
         return f"{target.name} has no int8 kernel for {node.op}; an operator out of " + (
             "its list (" + ", ".join(sorted(target.int8_ops)) + ") would be quantized"
         )
     if any(t.dtype != np.float32 for t in node.inputs if t.name):
         return "it reads values that are not float32: convert the model to float32 first"
+    if not all(np.isfinite(t.values).all() for t in node.inputs if isinstance(t, gs.Constant)):
+        return "its constants are not all finite: no scale covers them"
     if node.op in WEIGHTED:
         return _weights_blocked(node)
     if not any(is_activation(t) for t in node.inputs):
         return "it reads constants only: fold it first"
+    return None
+
+
+def _moving_blocked(node: gs.Node) -> str | None:
+    if not is_activation(node.inputs[0]):
+        return "its data is constant: fold it first"
+    if node.op == "Resize" and node.attrs.get("mode", "nearest") not in ("nearest", "linear", b"nearest", b"linear"):
+        return "cubic interpolation goes beyond the range of its input: use linear or nearest"
+    if node.op == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].name:
+        return "it also returns where the maxima are: drop that output"
     return None
 
 
@@ -268,9 +291,12 @@ def _known(dim: object) -> int:
 
 
 def _too_dear(model: Model, node: gs.Node, target: Target) -> str:
+    """Why the cut left a node in float; the same words for all nodes in the same case, so that reports can group."""
     float_ns, int8_ns = _times(model, node, target)
-    converting = 2 * _elements(node.outputs[0]) * target.costs.convert_ns + 2 * target.costs.node_ns
-    return (
-        f"int8 would not pay: about {int8_ns / 1000:.1f} us against {float_ns / 1000:.1f} us in float, and converting "
-        f"its tensors to int8 and back takes about {converting / 1000:.1f} us; its neighbours in int8 would change that"
+    why = (
+        "it would be no faster in int8 than in float"
+        if int8_ns >= float_ns
+        else "int8 would save less time than converting its tensors to int8 and back takes"
     )
+    remedy = "place=smaller does it anyway" if has_weights(node) else "it would follow neighbours in int8"
+    return f"by estimate from the cost table of {target.name} (not measured), {why}; {remedy}"

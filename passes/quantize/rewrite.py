@@ -17,10 +17,10 @@ from graphopt.ir import Model
 from graphopt.ir.view import sort
 from graphopt.passes.quantize.lowering import constant_input, sole_consumer
 from graphopt.passes.quantize.placement import (
-    WEIGHTED,
     Plan,
     channel_axis,
     data_inputs,
+    has_weights,
     is_activation,
     outputs_in_int8,
     takes_offset,
@@ -46,6 +46,7 @@ class Rewriter:
     planned: dict[str, int] = field(default_factory=dict)
     _chosen: list[gs.Node] = field(default_factory=list)
     _integers: dict[str, gs.Variable] = field(default_factory=dict)
+    _saturated: set[str] = field(default_factory=set)
     _read: dict[str, QuantParams] = field(default_factory=dict)
     _means: dict[str, np.ndarray] = field(default_factory=dict)
     _scales: dict[QuantParams, tuple[gs.Constant, gs.Constant]] = field(default_factory=dict)
@@ -74,7 +75,7 @@ class Rewriter:
             for node in self._chosen:
                 if node.op in self.target.integer_ops:
                     self._on_integers(node)
-                elif node.op in WEIGHTED and isinstance(node.inputs[1], gs.Constant):
+                elif has_weights(node):
                     self._weights(node)
                 elif node.op not in self.target.passthrough_ops:
                     self._operands(node)
@@ -92,6 +93,7 @@ class Rewriter:
                 nodes[i].outputs.clear()
                 nodes[i].inputs.clear()
                 producer.outputs = [result]
+                self._saturated.add(result.name)
 
     def _hard_sigmoids(self) -> dict[str, QuantParams]:
         """HardSigmoid(x) = clip(a x + b, 0, 1): a sum that saturates at the ends of uint8.
@@ -104,10 +106,11 @@ class Rewriter:
         for node in [n for n in self._chosen if n.op == "HardSigmoid"]:
             alpha, beta = node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)
             x, y = node.inputs[0], node.outputs[0]
-            written[y.name] = QuantParams(float(np.float32(1 / (255 * alpha))), 0)
+            lowest = int(np.iinfo(self.target.activation).min)
+            written[y.name] = QuantParams(float(np.float32(1 / (255 * alpha))), lowest, self.target.activation)
             producer = x.inputs[0] if x.inputs else None
             alone = sole_consumer(self.model, x) is node and any(producer is n for n in self._chosen)
-            if alone and producer is not None and takes_offset(producer):
+            if alone and producer is not None and takes_offset(producer) and x.name not in self._saturated:
                 self._shift_bias(producer, beta / alpha)
                 node.inputs.clear()
                 node.outputs.clear()
