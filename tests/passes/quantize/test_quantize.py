@@ -40,7 +40,8 @@ def test_the_text_before_and_after(quantized):
     """All numbers of one small graph."""
     out = quantized(
         """<ir_version: 8, opset_import: ["" : 17]>
-        net (float[N,1,1,2] x) => (float[N,1,1,2] y) <float[1,1,1,1] w = {2}, float[1] b = {1}> { y = Conv(x, w, b) }""",
+        net (float[N,1,1,2] x) => (float[N,1,1,2] y)
+        <float[1,1,1,1] w = {2}, float[1] b = {1}> { y = Conv(x, w, b) }""",
         x=np.array([[[[-1, 1.55]]]], np.float32),
         bias_correction=False,
     )
