@@ -1,0 +1,215 @@
+"""Refitting: it finds what least squares can find, lowers the error on unseen images, and never makes it worse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from graphopt import Context, Model
+from graphopt.analysis.labels import propagate
+from graphopt.passes.prune import Prune
+from graphopt.passes.prune.recover import recover
+from graphopt.passes.prune.ridge import Moments, fit
+from graphopt.passes.prune.running import Network, load_images
+from graphopt.passes.prune.sampling import sampler_of
+from graphopt.passes.prune.surgery import remove
+from graphopt.runtime.session import open_session, run_session
+
+HEADER = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,8,8] x) => (float[N,4] y) '
+
+
+def tensor(name: str, *shape: int, scale: float = 0.3) -> str:
+    values = np.random.default_rng(sum(name.encode())).standard_normal(int(np.prod(shape))) * scale
+    return f"float[{','.join(map(str, shape))}] {name} = {{{','.join(f'{v:.5f}' for v in values)}}}"
+
+
+def network() -> Model:
+    """A residual block with a depthwise convolution inside, and a classifier."""
+    weights = [
+        tensor("w", 16, 3, 3, 3),
+        tensor("b", 16),
+        tensor("e", 32, 16, 1, 1),
+        tensor("d", 32, 1, 3, 3),
+        tensor("p", 16, 32, 1, 1),
+        tensor("f", 4, 16),
+        tensor("g", 4),
+    ]
+    body = (
+        "a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a) h = Conv(r, e) i = Relu(h) "
+        "j = Conv<group=32, strides=[1,1], pads=[1,1,1,1]>(i, d) k = Relu(j) l = Conv(k, p) z = Add(l, r) "
+        "q = GlobalAveragePool(z) s = Flatten(q) y = Gemm<transB=1>(s, f, g)"
+    )
+    return Model.from_text(f"{HEADER} <{', '.join(weights)}> {{ {body} }}")
+
+
+def outputs(model: Model, x: np.ndarray) -> np.ndarray:
+    return run_session(open_session(model.to_bytes()), x)[0]
+
+
+def unseen() -> np.ndarray:
+    return np.random.default_rng(99).standard_normal((64, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_exact_solutions_are_found(intercept):
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((2, 6, 3)), rng.standard_normal((2, 3)) * intercept
+    halves = []
+    for _ in range(2):
+        x = rng.standard_normal((400, 2, 6))
+        moments = Moments((2, 6, 3))
+        for rows in np.split(x, 4):  # streamed in pieces
+            moments.add(rows, (np.einsum("ngi,gio->ngo", rows, weight) + bias).reshape(len(rows), -1))
+        halves.append(moments)
+    before, after, found = fit(*halves, np.zeros_like(weight), np.zeros_like(bias), intercept)
+    assert found is not None and after < 1e-4 < before
+    np.testing.assert_allclose(found[0], weight, atol=1e-2)
+    np.testing.assert_allclose(found[1], bias, atol=1e-2)
+
+
+def test_noise_is_not_fitted():
+    rng = np.random.default_rng(0)
+    halves = []
+    for _ in range(2):
+        moments = Moments((1, 50, 2))
+        moments.add(rng.standard_normal((60, 1, 50)), rng.standard_normal((60, 2)))
+        halves.append(moments)
+    before, after, _ = fit(*halves, np.zeros((1, 50, 2)), np.zeros((1, 2)), True)
+    assert after <= before
+
+
+def test_no_rows_no_fit():
+    assert fit(Moments((1, 2, 2)), Moments((1, 2, 2)), np.zeros((1, 2, 2)), np.zeros((1, 2)), True)[2] is None
+
+
+def test_sampled_rows_reproduce_the_layer(context):
+    """Rows of inputs times the weight are the rows of outputs, for strides, pads, dilations and groups."""
+    body = "y = Conv<group=2, strides=[2,1], pads=[1,2,0,1], dilations=[1,2]>(x, w, b)"
+    header = HEADER.replace("N,3,8,8", "N,4,9,8").replace("N,4] y", "N,6,H,W] y")
+    model = Model.from_text(f"{header} <{tensor('w', 6, 2, 3, 3)}, {tensor('b', 6)}> {{ {body} }}")
+    node = model.graph.nodes[0]
+    sampler = sampler_of(node)
+    assert sampler is not None
+    x = np.random.default_rng(0).standard_normal((3, 4, 9, 8)).astype(np.float32)
+    rows = sampler.inputs(node, x, np.random.default_rng(5), 7)
+    weight, bias = sampler.read(node)
+    expected = sampler.outputs(outputs(model, x), np.random.default_rng(5), 7)
+    np.testing.assert_allclose(
+        (np.einsum("ngi,gio->ngo", rows, weight) + bias).reshape(len(rows), -1), expected, atol=1e-5
+    )
+
+
+def test_error_falls_on_images_that_were_not_seen(context):
+    model = network()
+    plain, refitted = model.copy(), model.copy()
+    ctx = context(model, 256)
+    options = {"macs": 0.6, "min_keep": 0.25, "multiple": 4}
+    Prune(recover=False, **options).run(plain, ctx)
+    result = Prune(**options).run(refitted, ctx)
+    want = outputs(model, unseen())
+    gap = [float(np.square(outputs(m, unseen()) - want).mean()) for m in (plain, refitted)]
+    assert gap[1] < 0.3 * gap[0]
+    assert result.metrics["refitted"] >= 2
+    assert result.metrics["refit_error_after"] < result.metrics["refit_error_before"]
+
+
+def test_a_channel_that_duplicates_another_costs_nothing(context):
+    """The removed channel equals a kept one: refitting the consumer restores the output."""
+    model = network()
+    expand = model.graph.nodes[2]
+    depthwise = next(n for n in model.graph.nodes if n.attrs.get("group", 1) == 32)
+    values, taps = np.array(expand.inputs[1].values), np.array(depthwise.inputs[1].values)
+    values[1], taps[1] = values[0], taps[0]
+    with model.edit():
+        expand.inputs[1].values, depthwise.inputs[1].values = values, taps
+    labels = propagate(model)
+    family = next(f for f in labels.families if f.producers == (expand.name,))
+    keep = labels.everything()
+    keep[family.groups[1]] = False
+    pruned = model.copy()
+    remove(pruned, labels, keep)
+    want = outputs(model, unseen())
+    assert np.abs(outputs(pruned, unseen()) - want).max() > 1e-2 * np.abs(want).max()
+    recover(model, pruned, labels, keep, context(model, 128))
+    assert np.abs(outputs(pruned, unseen()) - want).max() < 1e-2 * np.abs(want).max()
+
+
+def test_the_original_and_its_arrays_are_untouched(context):
+    model = network()
+    ctx = context(model, 64)
+    before = ctx.reference.to_bytes()
+    Prune(macs=0.7, multiple=4).run(model, ctx)
+    assert ctx.reference.to_bytes() == before
+
+
+def test_same_bytes_every_time(context):
+    runs = []
+    for _ in range(2):
+        model = network()
+        Prune(macs=0.7, multiple=4).run(model, context(model, 64))
+        runs.append(model.to_bytes())
+    assert runs[0] == runs[1]
+
+
+def test_without_images_the_rest_still_works(context):
+    model = network()
+    result = Prune(macs=0.7, multiple=4).run(model, context(model, 0))
+    assert result.changed and "refitted" not in result.metrics
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["y = Gemm<transB=1, alpha=2.0>(s, f, g)", "t = Transpose<perm=[1,0]>(f) y = MatMul(s, t)"],
+)
+def test_layers_that_cannot_be_refitted_are_left(body):
+    model = Model.from_text(
+        f"{HEADER} <{tensor('f', 4, 3)}, {tensor('g', 4)}> {{ q = GlobalAveragePool(x) s = Flatten(q) {body} }}"
+    )
+    assert sampler_of(model.graph.nodes[-1]) is None
+
+
+def test_shared_weights_are_left():
+    weights = f"{tensor('w', 3, 3, 1, 1)}, {tensor('f', 4, 3)}"
+    model = Model.from_text(
+        f"{HEADER} <{weights}> {{ a = Conv(x, w) b = Conv(a, w) q = GlobalAveragePool(b) s = Flatten(q) "
+        "y = Gemm<transB=1>(s, f) }"
+    )
+    assert [sampler_of(n) is None for n in model.graph.nodes if n.op == "Conv"] == [True, True]
+
+
+def test_intermediate_tensors_start_from_those_already_given(context):
+    model = network()
+    ctx = context(model, 40)
+    fresh = Network(model, load_images(model, ctx, 40), 1)
+    kept = Network(model, load_images(model, ctx, 40), 1)
+    names = [n.outputs[0].name for n in model.graph.nodes]
+    for name in names:
+        list(kept.tensors([name], keep=True))
+    for a, b in zip(fresh.tensors(names), kept.tensors(names), strict=True):
+        for name in names:
+            np.testing.assert_allclose(a[name], b[name], atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_images(context, monkeypatch):
+    """However many images there are, only so many are held."""
+    taken: list[int] = []
+
+    class Endless:
+        synthetic = True
+
+        def __len__(self) -> int:
+            return 10**9
+
+        def batches(self, batch_size: int, limit: int | None = None) -> Iterator[np.ndarray]:
+            for start in range(0, 10**9 if limit is None else limit, batch_size):
+                taken.append(start)
+                yield np.zeros((batch_size, 3, 8, 8), np.float32)
+
+    model = network()
+    ctx: Context = context(model)
+    ctx.calibration = Endless()  # type: ignore[assignment]
+    monkeypatch.setattr("graphopt.passes.prune.running._LOADED", 100_000)
+    assert load_images(model, ctx, 512).count <= 192
+    assert len(taken) <= 6
