@@ -154,7 +154,7 @@ def _gemm(
     if weight.ndim != 2 or weight.shape[0 if transposed else 1] != len(norm.factor):
         return _mismatch(layer)
     if bias is not None:
-        if bias.size not in (1, len(norm.factor)) or bias.shape[-1:] not in ((), (1,), (len(norm.factor),)):
+        if bias.size != 1 and bias.size != bias.shape[-1]:
             return f"the bias of {layer.name!r} differs between rows"
         bias = np.broadcast_to(bias.reshape(-1), norm.factor.shape).astype(np.float64)
         bias = bias * float(np.float32(layer.attrs.get("beta", 1.0)))

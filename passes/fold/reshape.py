@@ -11,7 +11,10 @@ from graphopt.passes.fold.workbench import Workbench
 
 def constant_target(values: ShapeValues, bench: Workbench, node: gs.Node) -> None:
     """Give a Reshape a constant target if that is provably the computed one."""
-    if len(node.inputs) < 2 or isinstance(node.inputs[1], gs.Constant):
+    if len(node.inputs) < 2:
+        return
+    if isinstance(node.inputs[1], gs.Constant):
+        bench.unskip(node)  # evaluation may have computed it since
         return
     value = values.of(bench, node.inputs[1])
     target = None

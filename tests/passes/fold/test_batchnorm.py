@@ -57,9 +57,12 @@ def test_gemm(fold, tensor, norm, transposed, bias):
     assert found.ops == ["Gemm"]
 
 
-def test_gemm_with_a_bias_that_differs_between_rows_is_left_alone(fold, tensor, norm):
+@pytest.mark.parametrize("bias", [(2, 5), (5, 1), (5, 5), (2, 1)])
+def test_gemm_with_a_bias_that_differs_between_rows_is_left_alone(fold, tensor, norm, bias):
+    """One of [5,1] has as many values as there are channels, and is still one value a row."""
+    rows = bias[0]
     found = fold(f"""{HEAD}
-        g (float[2,7] x) => (float[2,5] y) <{tensor("w", 7, 5)}, {tensor("k", 2, 5)}, {norm(5)}> {{
+        g (float[{rows},7] x) => (float[{rows},5] y) <{tensor("w", 7, 5)}, {tensor("k", *bias)}, {norm(5)}> {{
             c = Gemm(x, w, k)
             y = BatchNormalization(c, s, b, m, v)
         }}""")

@@ -146,6 +146,13 @@ def test_a_target_that_is_a_graph_input_stays(fold):
     assert found.reason("Reshape")
 
 
+def test_a_target_that_only_evaluation_makes_constant_is_not_reported(fold):
+    body = """s = Shape<start = 1>(x) p = ReduceProd<keepdims = 1>(s) t = Concat<axis = 0>(m, p) y = Reshape(x, t)"""
+    found = fold(graph(body, more="<int64[1] m = {-1}>"))
+    assert found.ops == ["Reshape"]
+    assert not found.result.skipped
+
+
 def test_a_shape_chain_that_a_custom_operator_reads_stays(fold):
     found = fold(
         """<ir_version: 8, opset_import: ["" : 17, "my" : 1]> g (float[2,3] x) => (float[2,3] y)
