@@ -1,6 +1,6 @@
 """graphopt's quantize against ONNX Runtime's quantize_static: accuracy, speed, calibration time and memory.
 
-    python benchmarks/quantize_peers.py --models MODELS --data DATA [--only NAME ...]
+    python benchmarks/quantize_peers.py --models MODELS --data DATA [--only NAME ...] [--markdown]
 
 MODELS holds the ONNX files named in CASES, DATA their image folders. The peer quantizes what ``quant_pre_process``
 makes of the model, with uint8 activations, int8 weights per channel and MinMax calibration, on the same images.
@@ -16,7 +16,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +49,13 @@ CASES = (
     Case("vit-cifar10.onnx", "imagenet", "cifar10/train", "cifar10/test"),
     Case("seed-cnn-cifar10.onnx", "unit", "cifar10/train", "cifar10/test"),
     Case("efficientnet-lite0.onnx", "efficientnet-lite", "imagenet-sample", "imagenet-sample"),
+)
+
+
+HEADER = tuple(
+    "model/top-1 float/top-1 peer/top-1 ours/speed peer/speed ours/ours to peer/s peer/s ours/MB peer/MB ours".split(
+        "/"
+    )
 )
 
 
@@ -123,28 +130,39 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="calibration images")
     parser.add_argument("--passes", default="quantize", help="graphopt's pipeline")
     parser.add_argument("--seconds", type=float, default=3.0, help="timing of each model")
+    parser.add_argument("--evaluation-images", type=int, default=None, help="images of the accuracy (default: all)")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     options = parser.parse_args()
-    print(
-        "| model | top-1 float | peer | graphopt | speed peer | graphopt | graphopt/peer | s peer | graphopt "
-        "| MB peer | graphopt |\n|---|---|---|---|---|---|---|---|---|---|---|"
-    )
+    line(HEADER, options.markdown)
+    if options.markdown:
+        line(("---",) * len(HEADER), True)
     for case in CASES:
-        if options.only is not None and not any(part in case.model for part in options.only):
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            theirs, mine = Path(folder) / "peer.onnx", Path(folder) / "graphopt.onnx"
-            common = (case, options.models, options.data, options.images, options.passes)
-            peer_s, peer_mb = apart(peer, *common, theirs)
-            our_s, our_mb = apart(ours, *common, mine)
-            trio = [options.models / case.model, theirs, mine]
-            batches = images(case, options.models, options.data, "evaluation", None)
-            top1 = [100 * (evaluate(m, batches).top1 or 0.0) for m in trio]
-            times = measure(trio, seconds=options.seconds)
-            cells = [case.model.removesuffix(".onnx"), *(f"{t:.2f}" for t in top1)]
-            ratios = (speedup(times[0], times[1]), speedup(times[0], times[2]), speedup(times[1], times[2]))
-            cells += [f"{r:.2f}x" for r in ratios]
-            cells += [f"{peer_s:.1f}", f"{our_s:.1f}", f"{peer_mb:.0f}", f"{our_mb:.0f}"]
-            print("| " + " | ".join(cells) + " |", flush=True)
+        if options.only is None or any(part in case.model for part in options.only):
+            line(row(case, options), options.markdown)
+
+
+def line(cells: Sequence[str], markdown: bool) -> None:
+    text = f"| {' | '.join(cells)} |" if markdown else cells[0].ljust(20) + "".join(c.rjust(13) for c in cells[1:])
+    print(text, flush=True)
+
+
+def row(case: Case, options: argparse.Namespace) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, mine = Path(folder) / "peer.onnx", Path(folder) / "graphopt.onnx"
+        common = (case, options.models, options.data, options.images, options.passes)
+        peer_s, peer_mb = apart(peer, *common, theirs)
+        our_s, our_mb = apart(ours, *common, mine)
+        trio = [options.models / case.model, theirs, mine]
+        batches = images(case, options.models, options.data, "evaluation", options.evaluation_images)
+        top1 = [100 * (evaluate(m, batches).top1 or 0.0) for m in trio]
+        times = measure(trio, seconds=options.seconds)
+    ratios = (speedup(times[0], times[1]), speedup(times[0], times[2]), speedup(times[1], times[2]))
+    return [
+        case.model.removesuffix(".onnx"),
+        *(f"{t:.2f}" for t in top1),
+        *(f"{r:.2f}x" for r in ratios),
+        *(f"{peer_s:.1f}", f"{our_s:.1f}", f"{peer_mb:.0f}", f"{our_mb:.0f}"),
+    ]
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ def temporary(target: Path, suffix: str = ".tmp") -> Iterator[Path]:
 
     Write to it, ``flush_to_disk`` it, then ``replace`` the target with it.
     """
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=suffix)
+    # Cut short: the longest name that a folder takes must not become too long.
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=suffix)
     os.close(handle)
     path = Path(name)
     try:

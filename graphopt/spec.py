@@ -25,6 +25,7 @@ from graphopt.errors import UsageError
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _BARE = re.compile(r'[^,{}\[\]"=\s]+')
+_DEEPEST = 50  # lists within lists; nothing real has more, and Python's own limit gives no readable error
 _INT = re.compile(r"[+-]?\d+")
 
 
@@ -70,17 +71,19 @@ class _Reader:
         self.pos = found.end()
         return found.group()
 
-    def value(self) -> Any:
+    def value(self, depth: int = 0) -> Any:
         if self.peek() == '"':
             raw = self.match(_STRING, "a closing quote")
             try:
                 return json.loads(raw)
             except json.JSONDecodeError:
                 raise self.fail("a quoted text with valid escapes") from None
+        if depth == _DEEPEST and self.peek() == "[":
+            raise self.fail("fewer lists within lists")
         if self.accept("["):
             values: list[Any] = []
             while not self.accept("]"):
-                values.append(self.value())
+                values.append(self.value(depth + 1))
                 if self.peek() != "]" and not self.accept(","):
                     raise self.fail("',' or ']'")
             return tuple(values)

@@ -125,3 +125,10 @@ def test_unknown_names_the_nearest_match_or_all():
     assert spec.unknown("pass", "prnue", ["fold", "prune"]).hint == "did you mean 'prune'?"
     assert spec.unknown("pass", "xyz", ["prune", "fold"]).hint == "known: fold, prune"
     assert spec.unknown("pass", "xyz", []).hint == "known: none"
+
+
+def test_lists_within_lists_end_somewhere():
+    assert parse("p{a=" + "[" * 50 + "]" * 50 + "}")
+    for text in ("p{a=" + "[" * 100_000, "p{a=" + "[" * 51 + "]" * 51 + "}"):
+        with pytest.raises(UsageError, match="lists within lists"):
+            parse(text)

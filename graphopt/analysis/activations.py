@@ -109,9 +109,10 @@ class TensorStatistics:
         return None if self._sums is None else self._sums / max(self.images, 1)
 
     def add(self, values: np.ndarray, sample: int | None = None) -> None:
-        """Take in a batch [n,...]; at most ``sample`` values an image go into the histogram."""
+        """Take in a batch [n,...], or a scalar; at most ``sample`` values an image go into the histogram."""
         if not values.size:
             return
+        values = np.atleast_1d(values)
         self.low = float(np.minimum(self.low, values.min()))  # unlike min(), keeps a NaN
         self.high = float(np.maximum(self.high, values.max()))
         if values.ndim >= 2:
@@ -154,6 +155,8 @@ class ActivationStatistics(Analysis[Mapping[str, TensorStatistics]]):
         for batch in observe(model, ctx, tuple(found), self.images):
             for name, values in batch.items():
                 found[name].add(values, _SAMPLE)
+        if any(s.images == 0 for s in found.values()):
+            raise DataError("there are no calibration images", "calibrate on at least one image")
         for name, statistics in found.items():
             if not np.isfinite(statistics.high - statistics.low):
                 raise DataError(

@@ -2,21 +2,24 @@
 
 Kept here: graph inputs that have a default value, model-level strings, opset imports of every domain, initializers
 that belong to an outer graph (graphsurgeon would repeat them in each subgraph that reads them), node names for nodes
-that have none, dtypes that numpy lacks.
+that have none, dtypes that numpy lacks, attributes that are empty lists.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, TensorProto
+from onnx import AttributeProto, TensorProto, numpy_helper
 from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
-from onnx_graphsurgeon.ir.tensor import LazyValues
+from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from graphopt.errors import ModelError
 
@@ -66,6 +69,64 @@ class Header:
         return twin
 
 
+_tokens = itertools.count()
+_origins: dict[int, int] = {}  # by the id of a living array: the token of the stored values that it was read from
+
+
+class _Stored(LazyValues):
+    """Values still in the file's proto. They are read once for all copies of a model, while the array lives."""
+
+    def __init__(self, tensor: TensorProto | onnx.SparseTensorProto, dtype: object) -> None:
+        self.tensor, self.shape, self.dtype = tensor, tensor.dims, dtype
+        self.token = -1 - next(_tokens)  # never the id of an object
+        self._array: weakref.ref[np.ndarray] | None = None
+
+    def load(self) -> np.ndarray:
+        array = self._array() if self._array is not None else None
+        if array is None:
+            array = self._read()
+            self._array = weakref.ref(array)
+            _origins[id(array)] = self.token
+            weakref.finalize(array, _origins.pop, id(array), None)
+        return array
+
+    def _read(self) -> np.ndarray:
+        return np.asarray(numpy_helper.to_array(self.tensor))
+
+
+class StoredValues(_Stored):
+    """An initializer's tensor proto."""
+
+
+class StoredSparse(_Stored, SparseValues):
+    """A sparse initializer's proto; read, it is an ordinary array."""
+
+    def _read(self) -> np.ndarray:
+        values, places = numpy_helper.to_array(self.tensor.values), numpy_helper.to_array(self.tensor.indices)
+        dense = np.zeros(tuple(self.tensor.dims), values.dtype)
+        if places.ndim == 1:
+            dense.reshape(-1)[places] = values
+        else:
+            dense[tuple(places.T)] = values
+        return dense
+
+
+def identity(values: object) -> int:
+    """A number for the values of a constant that reading them does not change, and replacing them does."""
+    return values.token if isinstance(values, _Stored) else _origins.get(id(values), id(values))
+
+
+class EmptyList(list):  # type: ignore[type-arg]
+    """An attribute without elements, which has a type all the same."""
+
+    def __init__(self, kind: int) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def copy(self) -> EmptyList:
+        return EmptyList(self.kind)
+
+
 class StubValues(LazyValues):
     """The type and shape of an initializer, exported without its data."""
 
@@ -82,6 +143,8 @@ def onnx_dtype(tensor: gs.Tensor) -> int:
         proto = getattr(tensor._values, "tensor", None)
         if isinstance(proto, TensorProto):
             return int(proto.data_type)
+    elif isinstance(tensor, gs.Constant):
+        return int(onnx.helper.np_dtype_to_tensor_dtype(tensor._values.dtype))
     return int(dtype_to_onnx(tensor.dtype))
 
 
@@ -155,17 +218,66 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, Header]:
         proto = light
     for sub in list(walk_graphs(proto.graph))[1:]:
         header.inner_initializers.update(t.name for t in sub.initializer)
+        header.inner_initializers.update(t.values.name for t in sub.sparse_initializer)
     try:
         graph = gs.import_onnx(proto)
     except Exception as error:
         raise ModelError(f"the model's graph cannot be imported: {error}") from error
+    for node, read in _node_pairs(graph, proto):
+        for attr in read.attribute:
+            if attr.name in node.attrs and isinstance(node.attrs[attr.name], list) and not node.attrs[attr.name]:
+                node.attrs[attr.name] = EmptyList(attr.type)
+    for tensor in _all_constants(graph):
+        if isinstance(tensor._values, SparseValues):
+            tensor._values = StoredSparse(tensor._values.tensor, tensor._values.dtype)
+        elif isinstance(tensor._values, LazyValues):
+            tensor._values = StoredValues(tensor._values.tensor, tensor._values.dtype)
     _name_nodes(graph)
     return graph, header
 
 
+def pairs(graph: gs.Graph, proto: onnx.GraphProto) -> Iterator[tuple[gs.Graph, onnx.GraphProto]]:
+    """A graph and its proto, then each subgraph and its proto."""
+    stack = [(graph, proto)]
+    while stack:
+        ours, theirs = stack.pop()
+        yield ours, theirs
+        for node, written in zip(ours.nodes, theirs.node, strict=True):
+            stack.extend((node.attrs[a.name], a.g) for a in written.attribute if a.type == AttributeProto.GRAPH)
+
+
+def _node_pairs(graph: gs.Graph, proto: onnx.ModelProto) -> Iterator[tuple[gs.Node, onnx.NodeProto]]:
+    """Every node and its proto, those of subgraphs and functions included."""
+    for ours, theirs in pairs(graph, proto.graph):
+        yield from zip(ours.nodes, theirs.node, strict=True)
+    for function, written in zip(graph.functions, proto.functions, strict=True):
+        # An exported function may begin with nodes that stand for constants.
+        for node, node_proto in zip(reversed(function.nodes), reversed(written.node), strict=False):
+            yield node, node_proto
+            for attr in node_proto.attribute:
+                if attr.type == AttributeProto.GRAPH and not attr.ref_attr_name:
+                    for ours, theirs in pairs(node.attrs[attr.name], attr.g):
+                        yield from zip(ours.nodes, theirs.node, strict=True)
+
+
+def _all_constants(graph: gs.Graph) -> Iterator[gs.Constant]:
+    """Every constant: initializers and attributes, those of subgraphs and functions included; some more than once."""
+    for g in [*_all_graphs(graph), *(sub for f in graph.functions for sub in _all_graphs(f))]:
+        yield from (t for t in g.tensors().values() if isinstance(t, gs.Constant))
+        for node in g.nodes:
+            yield from (t for t in node.attrs.values() if isinstance(t, gs.Constant))
+
+
 def _refuse_unreadable(proto: onnx.ModelProto) -> None:
-    for graph in walk_graphs(proto.graph):
+    bodies = [onnx.GraphProto(node=f.node) for f in proto.functions]
+    for graph in [g for top in (proto.graph, *bodies) for g in walk_graphs(top)]:
         for node in graph.node:
+            if node.overload:
+                raise ModelError(
+                    f"node {node.name or node.op_type!r} calls one of several functions of the same name, "
+                    "which graphopt does not read",
+                    "export the model without functions, or inline them",
+                )
             for attr in node.attribute:
                 if attr.type not in _READABLE and not attr.ref_attr_name:
                     kind = AttributeProto.AttributeType.Name(attr.type)
@@ -179,6 +291,13 @@ def _refuse_unreadable(proto: onnx.ModelProto) -> None:
         if len(keep) != len(graph.value_info):
             del graph.value_info[:]
             graph.value_info.extend(keep)
+    for sub in list(walk_graphs(proto.graph))[1:]:
+        for value in [*sub.input, *sub.output]:
+            kind = value.type.WhichOneof("value") or (
+                "value of no known type" if value.type.ByteSize() else "tensor_type"
+            )
+            if kind not in ("tensor_type", "sequence_type", "sparse_tensor_type"):
+                raise ModelError(f"{value.name!r} in a subgraph is a {kind}, which graphopt does not read")
     for value in [*proto.graph.input, *proto.graph.output]:
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"graph input or output {value.name!r} is not a tensor")
@@ -203,6 +322,7 @@ def _name_nodes(graph: gs.Graph) -> None:
 def export_model(graph: gs.Graph, header: Header, stub_above: int | None = None) -> onnx.ModelProto:
     """The inverse of ``import_model``; ``stub_above`` as in ``Model.to_proto``."""
     stubbed: list[tuple[gs.Constant, object]] = []
+    emptied: list[tuple[gs.Node, dict[str, object]]] = []
     if stub_above is not None:
         for g in _all_graphs(graph):
             for tensor in g.tensors().values():
@@ -210,6 +330,20 @@ def export_model(graph: gs.Graph, header: Header, stub_above: int | None = None)
                 if big and not is_sparse(tensor) and nbytes(tensor) > stub_above:
                     stubbed.append((tensor, tensor._values))
                     tensor._values = StubValues(tensor)
+    for tensor in _all_constants(graph):
+        values = tensor._values
+        if not isinstance(values, LazyValues) and (
+            values.dtype.type.__module__ != "numpy" or values.dtype.kind in "OSU"
+        ):
+            # graphsurgeon writes the bytes of the array, which are not those of the file's format.
+            stubbed.append((tensor, values))
+            plain = values.astype(object) if values.dtype.kind in "SU" else values
+            tensor._values = StoredValues(numpy_helper.from_array(plain, tensor.name), values.dtype)
+    for g in [*_all_graphs(graph), *(sub for f in graph.functions for sub in _all_graphs(f))]:
+        for node in g.nodes:
+            if any(isinstance(v, list) and not v for v in node.attrs.values()):
+                emptied.append((node, node.attrs))
+                node.attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, list) or v}
     try:
         opsets = [onnx.helper.make_opsetid(d, v) for d, v in header.opsets.items()]
         graph.import_domains = opsets
@@ -224,6 +358,10 @@ def export_model(graph: gs.Graph, header: Header, stub_above: int | None = None)
     finally:
         for tensor, values in stubbed:
             tensor._values = values  # type: ignore[assignment]
+        for node, attrs in emptied:
+            node.attrs = attrs
+    if emptied:
+        _write_empty(graph, proto)
     proto.ir_version = header.ir_version
     for key in sorted(header.metadata):
         proto.metadata_props.add(key=key, value=header.metadata[key])
@@ -232,18 +370,41 @@ def export_model(graph: gs.Graph, header: Header, stub_above: int | None = None)
     return proto
 
 
+def _write_empty(graph: gs.Graph, proto: onnx.ModelProto) -> None:
+    """Add the attributes that are empty lists: onnx cannot tell their type, this module can."""
+    for node, written in _node_pairs(graph, proto):
+        for key, value in node.attrs.items():
+            if isinstance(value, list) and not value:
+                kind = value.kind if isinstance(value, EmptyList) else AttributeProto.INTS
+                written.attribute.add(name=key, type=kind)
+
+
 def _hoist_shared(main: onnx.GraphProto, inner: set[str]) -> None:
-    """Keep one copy, in the main graph, of initializers that subgraphs read from an outer scope."""
-    present = {t.name for t in main.initializer}
-    for sub in list(walk_graphs(main))[1:]:
-        own = [t for t in sub.initializer if t.name in inner]
-        for tensor in sub.initializer:
-            if tensor.name not in inner and tensor.name not in present:
-                main.initializer.append(tensor)
-                present.add(tensor.name)
-        if len(own) != len(sub.initializer):
-            del sub.initializer[:]
-            sub.initializer.extend(own)
+    """Keep one copy, in the scope that owns it, of initializers that subgraphs read from an outer scope."""
+    present = {t.name for t in main.initializer} | {t.values.name for t in main.sparse_initializer}
+    stack: list[tuple[onnx.GraphProto, frozenset[str]]] = [(main, frozenset())]
+    while stack:
+        graph, above = stack.pop()
+        if graph is not main:
+            for ours, theirs in (
+                (main.initializer, graph.initializer),
+                (main.sparse_initializer, graph.sparse_initializer),
+            ):
+                own = []
+                for tensor in theirs:
+                    name = tensor.name if isinstance(tensor, TensorProto) else tensor.values.name
+                    if name in inner:
+                        if name not in above:
+                            own.append(tensor)
+                    elif name not in present:
+                        ours.append(tensor)
+                        present.add(name)
+                if len(own) != len(theirs):
+                    del theirs[:]
+                    theirs.extend(own)
+            above |= {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+        for node in graph.node:
+            stack.extend((a.g, above) for a in node.attribute if a.type == AttributeProto.GRAPH)
 
 
 def copy_graph(graph: gs.Graph) -> gs.Graph:
@@ -265,7 +426,9 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
         for node in theirs.nodes:
             for key, value in node.attrs.items():
                 if isinstance(value, list):
-                    node.attrs[key] = list(value)
+                    node.attrs[key] = value.copy()
+                elif isinstance(value, gs.Constant):
+                    node.attrs[key] = gs.Constant(value.name, value._values, value.data_location, value._export_dtype)
     return twin
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.errors import ModelError
-from graphopt.ir.convert import PACKED_BITS, data_bytes, walk_graphs
+from graphopt.ir.convert import PACKED_BITS, StoredValues, data_bytes, walk_graphs
 
 _STORABLE = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED, TensorProto.STRING}
 
@@ -52,6 +51,8 @@ def resolve(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
     entries = {e.key: e.value for e in tensor.external_data}
     location = entries.get("location", "")
     where = f"external data of tensor {tensor.name!r}"
+    if isinstance(location, bytes):  # what protobuf makes of text that is not UTF-8
+        raise ModelError(f"{where} has a location that is not UTF-8 text")
     relative = Path(location)
     if not location or relative.is_absolute() or ".." in relative.parts or "\\" in location or "\0" in location:
         raise ModelError(
@@ -106,16 +107,18 @@ def map_initializers(constants: Iterator[gs.Constant], folder: Path) -> None:
         if tensor.data_type in PACKED_BITS:
             inline = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
             inline.raw_data = raw.tobytes()
-            constant._values = LazyValues(inline)  # keeps the type, which an array of these would not
+            constant._values = StoredValues(inline, constant.dtype)  # keeps the type, which an array of these would not
         else:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             constant.values = raw.view(dtype).reshape(tuple(tensor.dims))
         constant.data_location = None
 
 
-def inline_attributes(proto: onnx.ModelProto, folder: Path) -> None:
-    """Read the (small) tensors that node attributes keep outside."""
-    for tensor in _others(proto):
+def inline_small(proto: onnx.ModelProto, folder: Path) -> None:
+    """Read the (small) tensors that node attributes and default values of inputs keep outside."""
+    inputs = {t.name for t in proto.graph.input}
+    defaults = [t for t in proto.graph.initializer if t.name in inputs and t.data_location == TensorProto.EXTERNAL]
+    for tensor in [*_others(proto), *defaults]:
         path, offset, length = resolve(tensor, folder)
         with path.open("rb") as file:
             file.seek(offset)

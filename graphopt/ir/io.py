@@ -45,13 +45,20 @@ def load(path: str | Path) -> Model:
     source = Source(str(path), hashlib.sha256(data).hexdigest())
     proto = parse(data, str(path))
     del data
-    has_external = external.check(proto, path.parent)
-    external.inline_attributes(proto, path.parent)
-    model = Model.from_proto(proto, source)
-    external.map_initializers(model.constants(), path.parent)
-    verify_input(model, str(path))  # before the checker: it says more about structure
-    _check(proto, path, has_external)
-    infer_shapes(model)
+    try:
+        has_external = external.check(proto, path.parent)
+        external.inline_small(proto, path.parent)
+        model = Model.from_proto(proto, source)
+        external.map_initializers(model.constants(), path.parent)
+        verify_input(model, str(path))  # before the checker: it says more about structure
+        _check(proto, path, has_external)
+        infer_shapes(model)
+    except UnicodeDecodeError:
+        raise ModelError(
+            f"{path} is damaged: it has names that are not UTF-8 text", "export or copy it again"
+        ) from None
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ModelError(f"{path} is not a valid ONNX model: {_first_line(error)}") from None
     return model
 
 
@@ -86,8 +93,11 @@ def _check(proto: onnx.ModelProto, path: Path, has_external: bool) -> None:
     try:
         onnx.checker.check_model(str(path) if has_external else proto)
     except (onnx.checker.ValidationError, ValueError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ModelError(f"{path} is not a valid ONNX model: {lines[0] if lines else error}") from None
+        raise ModelError(f"{path} is not a valid ONNX model: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @dataclass
@@ -101,12 +111,15 @@ class Staged:
 
     def commit(self) -> None:
         """Put the file in its place, in one step."""
-        atomic.replace(self.path, self.target)
-        self.committed = True
-        pattern = re.compile(re.escape(self.target.stem) + r"\.[0-9a-f]{16}\.data")
+        try:
+            atomic.replace(self.path, self.target)
+        finally:
+            self.committed = not self.path.exists()
+        pattern = re.compile(re.escape(self.target.name) + r"\.[0-9a-f]{16}\.data")
         for old in self.target.parent.iterdir():
             if old != self.data and pattern.fullmatch(old.name):
-                old.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the new model is in place and does not need it
+                    old.unlink()
 
     def size(self) -> int:
         """Bytes of the model, external data included."""
@@ -138,13 +151,14 @@ def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRES
     """
     target = Path(target)
     try:
+        staged: Staged | None = None
         with contextlib.ExitStack() as stack:
             weights = sum(convert.nbytes(c) for c in model.constants())
             data: Path | None = None
             if weights > external_above:
                 data, existed, proto = _write_data(model, target)
                 if not existed:
-                    stack.callback(data.unlink, missing_ok=True)
+                    stack.callback(lambda: _discard(data, staged))
             else:
                 proto = model.to_proto()
             draft = stack.enter_context(atomic.temporary(target))
@@ -152,13 +166,16 @@ def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRES
             del proto
             staged = Staged(draft, target, data)
             yield staged
-            if staged.committed:
-                stack.pop_all()
     except (OSError, EncodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         hint = "free some space, or give another -o" if full else "give another -o"
         raise UsageError(f"cannot write {target}: {reason}", hint) from None
+
+
+def _discard(data: Path, staged: Staged | None) -> None:
+    if staged is None or not staged.committed:
+        data.unlink(missing_ok=True)
 
 
 def save(model: Model, target: str | Path, external_above: int = EXTERNAL_THRESHOLD) -> None:
@@ -200,7 +217,7 @@ def _write_data(model: Model, target: Path) -> tuple[Path, bool, onnx.ModelProto
                     placed.append((constant, values))
                     constant._values = _PlacedValues(constant, offset, length)
                     offset += length
-            final = target.parent / f"{target.stem}.{digest.hexdigest()[:16]}.data"
+            final = target.parent / f"{target.name}.{digest.hexdigest()[:16]}.data"
             existed = final.exists()
             atomic.replace(draft, final)
         proto = model.to_proto()

@@ -6,7 +6,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
 
-from graphopt.ir.convert import walk_graphs
+from graphopt.ir.convert import pairs
 from graphopt.ir.model import Model
 
 # Larger initializers are replaced by their type and shape: inference reads values only of shape-like constants.
@@ -26,8 +26,9 @@ def infer_shapes(model: Model, *, fresh: bool = False) -> None:
                 if isinstance(tensor, gs.Variable) and name not in interface:
                     tensor.shape = None
     proto = onnx.shape_inference.infer_shapes(model.to_proto(_VALUES_BELOW), data_prop=True)
-    known = {v.name: v for g in walk_graphs(proto.graph) for v in g.value_info}
-    for graph in model.graphs():
+    for graph, inferred in pairs(model.graph, proto.graph):
+        # A tensor that a subgraph reads from outside is described outside; two branches may use a name for two tensors.
+        known = {v.name: v for v in inferred.value_info}
         for name, tensor in graph.tensors().items():
             value = known.get(name)
             if value is None or not isinstance(tensor, gs.Variable) or name in interface:

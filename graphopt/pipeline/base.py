@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -107,7 +108,7 @@ class Pass(ABC):
             OptionInfo(
                 f.name,
                 hints[f.name],
-                f.default,
+                f.default if f.default_factory is dataclasses.MISSING else f.default_factory(),
                 f.metadata.get("help", ""),
                 f.metadata.get("min"),
                 f.metadata.get("max"),
@@ -123,6 +124,11 @@ class Pass(ABC):
         for key in options:
             if key not in known:
                 raise spec.unknown("option", key, known, f" of pass {cls.name!r}")
+        for info in cls.options():
+            if info.default is dataclasses.MISSING and info.name not in options:
+                raise UsageError(
+                    f"option {info.name!r} of pass {cls.name!r} must be given", f"{info.name}: {info.help}"
+                )
         return cls(**options)
 
     @property
@@ -151,19 +157,26 @@ def _type_name(kind: Any) -> str:
 
 def _convert(owner: str, info: OptionInfo, value: Any) -> Any:
     converted = _to_type(info.type, value)
-    if converted is _BAD or (info.choices and converted not in info.choices):
-        bad = True
-    else:
-        number = isinstance(converted, int | float) and not isinstance(converted, bool)
-        low = number and info.min is not None and converted < info.min
-        high = number and info.max is not None and converted > info.max
-        bad = low or high or converted != converted
-    if bad:
+    parts = converted if isinstance(converted, tuple) else (converted,)
+    if converted is _BAD or not all(_allowed(info, part) for part in parts):
         raise UsageError(
             f"option {info.name!r} of {owner!r} cannot be {spec.format_value(value)}: it is {info.allowed}",
             f"{info.name}: {info.help}",
         )
     return converted
+
+
+def _allowed(info: OptionInfo, value: Any) -> bool:
+    """Whether a value, or an element of a list, is among the choices and within the bounds."""
+    if value is None:
+        return True
+    if info.choices and value not in info.choices:
+        return False
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    low = info.min is not None and value < info.min
+    high = info.max is not None and value > info.max
+    return not (low or high or math.isnan(value))
 
 
 _BAD = object()
@@ -180,16 +193,23 @@ def _to_type(kind: Any, value: Any) -> Any:
     if kind is type(None):
         return None if value is None or value == "none" else _BAD
     if origin is tuple:
-        part = typing.get_args(kind)[0]
+        parts = typing.get_args(kind)
         items = value if isinstance(value, tuple | list) else (value,)
-        converted = tuple(_to_type(part, v) for v in items)
+        if len(parts) == 2 and parts[1] is Ellipsis:
+            parts = (parts[0],) * len(items)
+        if len(parts) != len(items):
+            return _BAD
+        converted = tuple(_to_type(part, v) for part, v in zip(parts, items, strict=True))
         return _BAD if any(v is _BAD for v in converted) else converted
     if kind is bool:
         return value if isinstance(value, bool) else _BAD
     if kind is int:
         return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else _BAD
     if kind is float:
-        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else _BAD
+        try:
+            return float(value) if isinstance(value, Real) and not isinstance(value, bool) else _BAD
+        except OverflowError:
+            return _BAD
     if kind is str:
-        return value if isinstance(value, str) else spec.format_value(value)
+        return value if isinstance(value, str) else _BAD if value is None else spec.format_value(value)
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
@@ -70,7 +71,8 @@ class Registry:
         path = Path(path)
         if not path.is_file():
             raise UsageError(f"no such pass file: {path}")
-        name = f"graphopt_loaded_{path.stem}"
+        # Files of the same name in different folders must not take each other's place in sys.modules.
+        name = f"graphopt_loaded_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
         module_spec = importlib.util.spec_from_file_location(name, path)
         if module_spec is None or module_spec.loader is None:
             raise UsageError(f"{path} is not a Python file")
@@ -83,9 +85,8 @@ class Registry:
             raise UsageError(f"the pass file {path} fails on import: {type(error).__name__}: {error}") from error
         found = [
             value
-            for value in vars(module).values()
-            if isinstance(value, type)
-            and issubclass(value, Pass)
+            for value in dict.fromkeys(v for v in vars(module).values() if isinstance(v, type))
+            if issubclass(value, Pass)
             and value.__module__ == name
             and (hasattr(value, "name") or not inspect.isabstract(value))  # a base class for others is neither
         ]

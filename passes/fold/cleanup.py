@@ -8,22 +8,14 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.passes.fold.index import plain_dtype
 from graphopt.passes.fold.workbench import Workbench
-
-# Each run of these differs from the last, so neither their values nor their number may change.
-RANDOM = frozenset(
-    (
-        "Bernoulli",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    )
-)
+from graphopt.pipeline.exactness import RANDOM_OPS
 
 
 def remove_dead(bench: Workbench, node: gs.Node) -> None:
-    """Remove a node none of whose outputs is read, captured by a subgraph, or an output of the graph."""
+    """Remove a node none of whose outputs is read, captured by a subgraph, or an output of the graph.
+
+    Random ones stay: each draws from one stream of numbers, and without it the others would draw differently.
+    """
     for tensor in node.outputs:
         if tensor.name and (bench.readers(tensor) or bench.is_output(tensor) or bench.is_captured(tensor)):
             return
@@ -36,7 +28,7 @@ def remove_dead(bench: Workbench, node: gs.Node) -> None:
 
 def _known_and_repeatable(bench: Workbench, node: gs.Node) -> bool:
     inner = [n for sub in node.subgraphs(recursive=True) for n in sub.nodes]
-    return all(bench.is_standard(n) and n.op not in RANDOM for n in (node, *inner))
+    return all(bench.is_standard(n) and n.op not in RANDOM_OPS for n in (node, *inner))
 
 
 def remove_cast(bench: Workbench, node: gs.Node) -> None:

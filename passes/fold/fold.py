@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from graphopt import Context, Kind, Model, Pass, PassResult, option
 from graphopt.ir.convert import nbytes
@@ -79,10 +80,6 @@ class Fold(Pass):
 def _rules() -> tuple[dict[str, tuple[Rule, ...]], tuple[Rule, ...]]:
     """Rules by operator, and those for every node. Shape values are those of one run."""
     shapes = ShapeValues()
-
-    def reshape(bench: Workbench, node: object) -> None:
-        constant_target(shapes, bench, node)  # type: ignore[arg-type]
-
     rules: dict[str, tuple[Rule, ...]] = dict.fromkeys(ShapeValues.OPERATORS, (shapes.visit,))
     rules["Add"] = rules["Sub"] = rules["Mul"] = rules["Div"] = (shapes.visit, remove_neutral, fold_affine)
     rules["BatchNormalization"] = (fold_batchnorm,)
@@ -94,7 +91,7 @@ def _rules() -> tuple[dict[str, tuple[Rule, ...]], tuple[Rule, ...]]:
     rules["Dropout"] = (remove_dropout,)
     rules["Identity"] = (bypass,)
     rules["Pad"] = (remove_pad,)
-    rules["Reshape"] = (reshape, shapes.visit)
+    rules["Reshape"] = (partial(constant_target, shapes), shapes.visit)
     rules["Sum"] = rules["Max"] = rules["Min"] = rules["Mean"] = (remove_single,)
     rules["Transpose"] = (remove_transpose,)
     return rules, (remove_dead,)

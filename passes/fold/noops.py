@@ -18,7 +18,10 @@ def remove_single(bench: Workbench, node: gs.Node) -> None:
 
 
 def remove_neutral(bench: Workbench, node: gs.Node) -> None:
-    """Remove x + 0, x - 0, x * 1, x / 1, where that does not broadcast x to another shape."""
+    """Remove x + 0, x - 0, x * 1, x / 1, where that does not broadcast x to another shape.
+
+    Of these, only x + 0 could tell: it makes 0 of -0, which is float noise.
+    """
     for index in (1, 0) if node.op in ("Add", "Mul") else (1,):
         other = bench.array(node.inputs[index])
         if other is None or other.size > 65536 or not (other == _NEUTRAL[node.op]).all():

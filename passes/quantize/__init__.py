@@ -14,13 +14,16 @@ import onnx_graphsurgeon as gs
 from graphopt.errors import ModelError, PassError, UsageError
 from graphopt.ir import Model
 from graphopt.passes.quantize.calibrate import calibrate
-from graphopt.passes.quantize.fusion import count_fused
+from graphopt.passes.quantize.fusion import check_fusion
 from graphopt.passes.quantize.lowering import lower
-from graphopt.passes.quantize.placement import decide, has_weights
+from graphopt.passes.quantize.operators import has_weights
+from graphopt.passes.quantize.placement import decide
 from graphopt.passes.quantize.rewrite import Rewriter
-from graphopt.pipeline import Context, Kind, Pass, PassResult, option
+from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
+
+_UNFUSED = "quantized, but ONNX Runtime runs it in float between conversions: name it in keep_float to spare those"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Quantize(Pass):
         rewriter = Rewriter(model, ctx.target, plan, found.params, means, self.per_channel)
         rewriter.apply()
         metrics: dict[str, Any] = {
-            "int8_operators": dict(sorted(rewriter.planned.items())),
+            "int8_operators": {op: len(names) for op, names in sorted(rewriter.planned.items())},
             "calibration_images": min(len(ctx.calibration), self.images or len(ctx.calibration)),
             "calibrated_tensors": len(found.params),
             "synthetic_calibration": bool(ctx.calibration.synthetic),
@@ -78,23 +81,27 @@ class Quantize(Pass):
             metrics["lowered"] = lowered
         if rewriter.widened:
             metrics["channels_widened_for_bias"] = rewriter.widened
-        _verify(model, ctx, rewriter.planned, metrics)
-        return PassResult(True, metrics, plan.skipped)
+        unfused = _verify(model, ctx, rewriter.planned, metrics)
+        return PassResult(True, metrics, plan.skipped + unfused)
 
 
-def _verify(model: Model, ctx: Context, planned: dict[str, int], metrics: dict[str, Any]) -> None:
+def _verify(model: Model, ctx: Context, planned: dict[str, list[str]], metrics: dict[str, Any]) -> list[Skipped]:
+    """Put into ``metrics`` what ONNX Runtime fuses; the planned nodes that it is known to run in float."""
     try:
-        fused = count_fused(model, ctx.target, planned)
+        fusion = check_fusion(model, ctx.target, planned)
     except Exception as error:
         raise PassError(f"ONNX Runtime does not load the quantized model: {error}") from error
-    if fused is None:
-        return
-    missing = {op: planned[op] - fused[op] for op in sorted(planned) if fused[op] < planned[op]}
-    metrics["int8_operators_fused"] = dict(sorted(fused.items()))
+    if fusion is None:
+        return []
+    metrics["int8_operators_fused"] = fusion.counts
+    missing = {op: len(names) - fusion.counts[op] for op, names in sorted(planned.items())}
+    missing = {op: count for op, count in missing.items() if count > 0}
     if missing:
         text = ", ".join(f"{count} {op}" for op, count in missing.items())
         ctx.progress.warn(f"quantize: ONNX Runtime runs these in float although they were quantized: {text}")
         metrics["not_fused"] = missing
+    operator = {name: op for op, names in planned.items() for name in names}
+    return [Skipped(name, operator[name], _UNFUSED) for name in fusion.in_float]
 
 
 def _has_float_weights(node: gs.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import networkx as nx
 import numpy as np
@@ -11,7 +12,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.activations import ActivationStatistics
 from graphopt.ir import Model
-from graphopt.passes.quantize.placement import Plan, data_inputs, is_activation, outputs_in_int8
+from graphopt.passes.quantize.operators import clip_bounds, data_inputs, is_activation
+from graphopt.passes.quantize.placement import Plan, outputs_in_int8
 from graphopt.passes.quantize.ranges import QuantParams, activation_params
 from graphopt.pipeline import Context
 
@@ -58,7 +60,7 @@ def calibrate(
             known[node.outputs[0].name] = (low, low + (high - low) / steps * 255)
     weighted = {n.inputs[0].name for n in chosen if n.op in ("Conv", "Gemm")}
     ask = tuple(n for n in groups if (n not in moved and n not in known) or n in weighted)
-    method = "histogram" if percentile < 100 else "extremes"
+    method: Literal["extremes", "histogram"] = "histogram" if percentile < 100 else "extremes"
     statistics = ctx.analysis(ActivationStatistics(ask, method, images), model)
     params: dict[str, QuantParams] = {}
     for names in members:
@@ -75,7 +77,13 @@ def calibrate(
 
 
 def _trim(model: Model, tensor: gs.Tensor, found: tuple[float, float]) -> tuple[float, float]:
-    """Cut off what the readers do not tell apart: x * HardSigmoid(x) is 0 below -beta/alpha."""
+    """Cut off what the readers do not tell apart: x * HardSigmoid(x) is 0 below -beta/alpha.
+
+    A Clip's output that is 0 on all images gets the bounds of the Clip, which the range may have to stand in for.
+    """
+    if found == (0.0, 0.0) and tensor.inputs and tensor.inputs[0].op == "Clip":
+        bounds = clip_bounds(tensor.inputs[0]) or found
+        return bounds if np.isfinite(bounds).all() else found
     gates = [n for n in tensor.outputs if n.op == "HardSigmoid"]
     if model.is_output(tensor) or tensor.name in model.captured():
         return found

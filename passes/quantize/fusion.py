@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -14,8 +16,16 @@ from graphopt.runtime.target import Target
 _CPU = "CPUExecutionProvider"
 
 
-def count_fused(model: Model, target: Target, planned: dict[str, int]) -> dict[str, int] | None:
-    """How many operators of each planned kind ONNX Runtime fused; None if the target is not its CPU.
+@dataclass(frozen=True)
+class Fusion:
+    """How many operators of each planned kind run in int8, and the names of the planned nodes that stayed float."""
+
+    counts: dict[str, int]
+    in_float: tuple[str, ...] = ()
+
+
+def check_fusion(model: Model, target: Target, planned: Mapping[str, Sequence[str]]) -> Fusion | None:
+    """Compare ``planned`` (node names by operator) with what ONNX Runtime does; None if the target is not its CPU.
 
     Raises ONNX Runtime's exception if it does not load the model.
     """
@@ -31,5 +41,9 @@ def count_fused(model: Model, target: Target, planned: dict[str, int]) -> dict[s
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(result)
         ort.InferenceSession(str(source), options, providers=[_CPU])
-        found = Counter(n.op_type for n in onnx.load(str(result), load_external_data=False).graph.node)
-    return {op: sum(found[name] for name in target.fused(op)) for op in planned}
+        nodes = onnx.load(str(result), load_external_data=False).graph.node
+    found = Counter(n.op_type for n in nodes)
+    counts = {op: sum(found[name] for name in target.fused(op)) for op in sorted(planned)}
+    kinds = {n.name: n.op_type for n in nodes}
+    in_float = (n for op in sorted(planned) for n in planned[op] if kinds.get(n) in (op, f"Fused{op}"))
+    return Fusion(counts, tuple(in_float))

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from graphopt.errors import PassError
 from graphopt.ir import Model, infer_shapes
 from graphopt.ir.view import sort
+from graphopt.passes.quantize.operators import constant_input, is_standard, sole_consumer
 
 _PICKS = frozenset("MaxPool Reshape Flatten Transpose Squeeze Unsqueeze Slice".split())
 _MIN_OPSET = 13  # the first with per-channel QuantizeLinear and DequantizeLinear
@@ -41,7 +42,7 @@ def lower(model: Model, keep_float: tuple[str, ...] = ()) -> dict[str, int]:
         for name, rule in rules:
             for node in list(graph.nodes):
                 kept = any(fnmatchcase(node.name, pattern) for pattern in keep_float)
-                if node.domain in (None, "", "ai.onnx") and not kept and rule(model, node):
+                if is_standard(node) and not kept and rule(model, node):
                     counts[name] = counts.get(name, 0) + 1
         graph.cleanup(remove_unused_graph_inputs=False)
         sort(graph)
@@ -62,21 +63,6 @@ def _upgrade(model: Model) -> None:
     twin = Model.from_proto(proto)
     twin.header.metadata.update(model.header.metadata)
     model.replace_with(twin)
-
-
-def constant_input(node: gs.Node, index: int) -> np.ndarray | None:
-    """The values of an input if it is an initializer (Constant nodes are the fold pass's business)."""
-    if index < len(node.inputs) and isinstance(node.inputs[index], gs.Constant):
-        return node.inputs[index].values
-    return None
-
-
-def sole_consumer(model: Model, tensor: gs.Tensor) -> gs.Node | None:
-    """The one node that reads ``tensor``, if nothing else does (graph outputs and subgraphs included)."""
-    if model.is_output(tensor) or tensor.name in model.captured() or len(tensor.outputs) != 1:
-        return None
-    node = tensor.outputs[0]
-    return node if sum(t is tensor for t in node.inputs) == 1 else None
 
 
 def _mean_to_pool(model: Model, node: gs.Node) -> bool:
@@ -109,7 +95,9 @@ def _matmul_to_gemm(model: Model, node: gs.Node) -> bool:
     weight = constant_input(node, 1)
     add = sole_consumer(model, node.outputs[0])
     x = node.inputs[0]
-    if weight is None or weight.ndim != 2 or add is None or add.op != "Add" or x.dtype != np.float32:
+    if weight is None or weight.ndim != 2 or add is None or x.dtype != np.float32:
+        return False
+    if add.op != "Add" or not is_standard(add):
         return False
     row = next((t for t in add.inputs if isinstance(t, gs.Constant)), None)
     if row is None or row.values.size != weight.shape[1] or row.values.shape[-1:] != weight.shape[1:]:
@@ -177,11 +165,12 @@ def _activation_first(model: Model, node: gs.Node) -> bool:
     if node.op != "Relu":
         return False
     moved = False
-    while node.inputs[0].inputs and node.inputs[0].inputs[0].op in _PICKS:
+    while node.inputs[0].inputs:
         mover, middle, result = node.inputs[0].inputs[0], node.inputs[0], node.outputs[0]
+        if mover.op not in _PICKS or not is_standard(mover) or len(mover.outputs) != 1:
+            break
         x = mover.inputs[0]
-        alone = sole_consumer(model, middle) is node and len(mover.outputs) == 1
-        if not alone or sole_consumer(model, x) is not mover or not x.inputs:
+        if sole_consumer(model, middle) is not node or sole_consumer(model, x) is not mover or not x.inputs:
             break
         middle.shape, middle.dtype = (None if x.shape is None else list(x.shape)), x.dtype
         node.inputs[0], mover.inputs[0] = x, middle

@@ -85,16 +85,18 @@ def quantize_weights(
     peak = np.abs(rows).max(axis=1, initial=0.0)
     if not per_channel:
         peak = np.full_like(peak, peak.max(initial=0.0))
-    scales = np.where(peak > 0, np.maximum(peak / limit, _TINY), 1.0)
+    # Neither a scale nor its product with the input's, the bias's scale, may vanish in float32.
+    smallest = 2 * _TINY / min(input_scale, 1.0)
+    scales = np.where(peak > 0, np.maximum(peak / limit, smallest), 1.0)
     widened = 0
+    room = max(_INT32_MAX - rows.shape[1] * 255 * limit, 1 << 16)  # what the products leave to the bias
     if bias is not None:
-        room = _INT32_MAX - rows.shape[1] * 255 * limit
-        needed = np.abs(np.asarray(bias, np.float64)) / (input_scale * max(room, 1 << 16))
+        needed = np.abs(np.asarray(bias, np.float64)) / (input_scale * room) * (1 + 1e-6)  # float32 rounds both scales
         # Channels of zeros alone (pruned ones) still have a bias: its own size gives them a scale.
-        scales = np.where((peak == 0) & (needed > 0), needed * (1 << 8), scales)
+        scales = np.where((peak == 0) & (needed > 0), np.maximum(needed * (1 << 8), smallest), scales)
         narrow = needed > scales
         widened = int(narrow.sum())
-        scales = np.where(narrow, needed * (1 + 1e-6), scales)
+        scales = np.where(narrow, needed, scales)
         if not per_channel:
             scales = np.full_like(scales, scales.max(initial=0.0))
     scales32 = scales.astype(np.float32)
@@ -111,7 +113,7 @@ def quantize_weights(
         return QuantizedWeights(values, kept, widened=widened)
     bias_scales = (np.float32(input_scale) * scales32).astype(np.float32)
     steps = np.rint(np.asarray(bias, np.float64) / bias_scales.astype(np.float64))
-    bias_values = np.clip(steps, -_INT32_MAX, _INT32_MAX).astype(np.int32)
+    bias_values = np.clip(steps, -room, room).astype(np.int32)
     bias_kept = bias_scales if per_channel else bias_scales[:1]
     return QuantizedWeights(values, kept, bias_values, bias_kept, widened)
 

@@ -15,16 +15,16 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
 from graphopt.ir.view import sort
-from graphopt.passes.quantize.lowering import constant_input, sole_consumer
-from graphopt.passes.quantize.placement import (
-    Plan,
+from graphopt.passes.quantize.operators import (
     channel_axis,
+    constant_input,
     data_inputs,
     has_weights,
     is_activation,
-    outputs_in_int8,
+    sole_consumer,
     takes_offset,
 )
+from graphopt.passes.quantize.placement import Plan, outputs_in_int8
 from graphopt.passes.quantize.ranges import QuantParams, activation_params, quantize_weights
 from graphopt.runtime.target import Target
 
@@ -43,7 +43,7 @@ class Rewriter:
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
     per_channel: bool = True
     widened: int = 0
-    planned: dict[str, int] = field(default_factory=dict)
+    planned: dict[str, list[str]] = field(default_factory=dict)
     _chosen: list[gs.Node] = field(default_factory=list)
     _integers: dict[str, gs.Variable] = field(default_factory=dict)
     _saturated: set[str] = field(default_factory=set)
@@ -52,8 +52,11 @@ class Rewriter:
     _scales: dict[QuantParams, tuple[gs.Constant, gs.Constant]] = field(default_factory=dict)
 
     def apply(self) -> None:
-        """Rewrite the model. ``planned`` then counts the operators that must run in int8, ``widened`` the channels
-        whose weight scale was enlarged for their bias."""
+        """Rewrite the model.
+
+        ``planned`` then has the names of the nodes that must run in int8, by operator, ``widened`` the number of
+        channels whose weight scale was enlarged for their bias.
+        """
         with self.model.edit() as graph:
             nodes = list(graph.nodes)
             self._chosen = [nodes[i] for i in sorted(self.plan.int8)]
@@ -80,7 +83,7 @@ class Rewriter:
                 elif node.op not in self.target.passthrough_ops:
                     self._operands(node)
                 if node.op in self.target.int8_ops:
-                    self.planned[node.op] = self.planned.get(node.op, 0) + 1
+                    self.planned.setdefault(node.op, []).append(node.name)
             graph.cleanup(remove_unused_graph_inputs=False)
             sort(graph)
 

@@ -202,6 +202,21 @@ def test_a_tensor_that_is_not_finite_is_named(bad: int) -> None:
         context(model, x).analysis(ActivationStatistics(("c",), "histogram"), model)
 
 
+def test_no_images_are_an_error_of_their_own() -> None:
+    model = Model.from_text(CONV)
+    with pytest.raises(DataError, match="no calibration images"):
+        context(model, np.zeros((0, 2, 4, 4), np.float32)).analysis(ActivationStatistics(("c",)), model)
+
+
+def test_a_scalar_has_statistics() -> None:
+    statistics = TensorStatistics(histogram=Histogram())
+    for value in (2.0, -1.0):
+        statistics.add(np.array(value, np.float32), 10)
+    assert (statistics.low, statistics.high, statistics.images) == (-1.0, 2.0, 2)
+    assert statistics.histogram is not None and statistics.histogram.count == 2
+    assert statistics.channel_means is None
+
+
 def test_two_inputs_are_refused() -> None:
     model = Model.from_text("""
         <ir_version: 8, opset_import: ["" : 17]>

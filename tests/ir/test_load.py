@@ -196,3 +196,77 @@ def test_external_data_in_a_node_attribute_is_guarded_as_well(tmp_path):
     nodes = [helper.make_node("Constant", [], ["w"], value=weight), helper.make_node("Add", ["x", "w"], ["y"])]
     model = load(write(tmp_path, small(nodes)))
     assert model.graph.nodes[0].attrs["value"].values.tolist() == [1, 1, 1, 1]
+
+
+# --- text and types that cannot be read ---------------------------------------------------------------------------
+
+
+def damaged(proto: onnx.ModelProto, word: bytes) -> bytes:
+    data = proto.SerializeToString()
+    assert word in data
+    return data.replace(word, b"\xff" * len(word))
+
+
+@pytest.mark.parametrize("what", ["node", "tensor", "graph", "opset", "metadata"])
+def test_names_that_are_not_text(tmp_path, what, capsys):
+    proto = small([helper.make_node("Relu", ["x"], ["marker" if what == "tensor" else "a"], name="marker")])
+    proto.graph.node.add(op_type="Neg", input=[proto.graph.node[0].output[0]], output=["y"], name="n")
+    if what != "node":
+        proto.graph.node[0].name = "r"
+    if what == "graph":
+        proto.graph.name = "marker"
+    if what == "opset":
+        proto.opset_import.add(domain="marker", version=1)
+    if what == "metadata":
+        proto.metadata_props.add(key="k", value="marker")
+    path = tmp_path / "m.onnx"
+    path.write_bytes(damaged(proto, b"marker"))
+    refused(path, "m.onnx")
+    assert capsys.readouterr().out == ""
+
+
+def test_an_external_location_that_is_not_text(tmp_path):
+    path = external(tmp_path, "marker")
+    path.write_bytes(path.read_bytes().replace(b"marker", b"\xff" * 6))
+    refused(path, "'w'", "UTF-8")
+
+
+@pytest.mark.parametrize("dims", [[2**32, 2**32], [2**62, 4], [-1, 4], [2**40]])
+def test_external_data_of_a_size_that_overflows(tmp_path, dims):
+    path = external(tmp_path, "w.bin")
+    proto = onnx.load(path, load_external_data=False)
+    del proto.graph.initializer[0].dims[:]
+    proto.graph.initializer[0].dims.extend(dims)
+    refused(write(tmp_path, proto), "does not fit")
+
+
+@pytest.mark.parametrize("kind", [0, 77])
+def test_weights_of_an_unknown_type(tmp_path, kind, capsys):
+    weight = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    weight.data_type = kind
+    refused(write(tmp_path, small([helper.make_node("Add", ["x", "w"], ["y"])], initializers=[weight])))
+    assert capsys.readouterr().out == "", "stdout belongs to the result"
+
+
+@pytest.mark.parametrize("part", range(20))
+def test_truncated_at_twenty_places(tmp_path, classifier, part):
+    data = classifier.read_bytes()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(data[: len(data) * part // 20 + part])
+    refused(path, "cut.onnx")
+
+
+@pytest.mark.parametrize("kind", ["optional_type", "map_type", "unknown"])
+def test_subgraph_outputs_of_types_that_cannot_be_written(tmp_path, kind):
+    def branch(name: str) -> onnx.GraphProto:
+        value = onnx.ValueInfoProto(name=name)
+        if kind == "unknown":
+            value.type.denotation = "IMAGE"
+        else:
+            getattr(value.type, kind).SetInParent()
+        return helper.make_graph([helper.make_node("Relu", ["x"], [name])], name, [], [value])
+
+    node = helper.make_node("If", ["c"], ["y"], then_branch=branch("t"), else_branch=branch("e"))
+    proto = small([node])
+    proto.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    refused(write(tmp_path, proto), "in a subgraph is a", "does not read")

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import Model, ModelError, load, save
 from graphopt.ir import infer_shapes, verify
-from graphopt.ir.convert import nbytes
+from graphopt.ir.convert import nbytes, walk_graphs
 from graphopt.runtime.session import open_session, run_feeds
 
 BRANCHES = """<ir_version: 8, opset_import: ["" : 17]>
@@ -286,3 +286,128 @@ def test_twenty_thousand_nodes(tmp_path):
     save(twin, tmp_path / "out.onnx")
     assert len(model.graph.nodes) == n
     assert isinstance(model.graph.nodes[-1].outputs[0], gs.Variable)
+
+
+def test_reading_weights_is_no_change(classifier):
+    model = load(classifier)
+    twin = model.copy()
+    start = model.fingerprint()
+    for constant in model.constants():
+        assert constant.values.size
+    assert model.fingerprint() == start == twin.fingerprint()
+    for ours, theirs in zip(model.constants(), twin.constants(), strict=True):
+        assert ours.values is theirs.values, "read once for both"
+    weight = model.graph.nodes[0].inputs[1]
+    weight.values = weight.values.copy()
+    assert model.fingerprint() != start
+
+
+def test_copies_do_not_share_constants_in_attributes():
+    model = Model.from_text("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x) => (float[2] y) { w = Constant<value = float[2] {1.0, 2.0}>() y = Add(x, w) }""")
+    before = model.to_bytes()
+    model.copy().graph.nodes[0].attrs["value"].values = np.zeros(2, np.float32)
+    assert model.to_bytes() == before
+    assert model.copy().to_bytes() == before
+
+
+def test_empty_lists_keep_their_type():
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+        g (bool c, float[1] x) => (float y, float z) {
+            s = Constant<value_ints: ints = []>()
+            y = Reshape(x, s)
+            z = If (c) < then_branch = a () => (float t) { k = Constant<value_ints: ints = []>() t = Reshape(x, k) },
+                         else_branch = b () => (float e) { e = f.flat(x) } >
+        }
+        <domain: "f", opset_import: ["" : 17]> flat (a) => (b) {
+            k = Constant<value_ints: ints = []>() b = Reshape(a, k)
+        }
+    """)
+    model = Model.from_proto(proto)
+    infer_shapes(model)
+    model = model.copy()
+    written = onnx.load_from_string(model.to_bytes())
+    assert written.graph.node[0].attribute[0] == proto.graph.node[0].attribute[0]
+    assert written.functions[0].node[0].attribute[0].type == onnx.AttributeProto.INTS
+    assert Model.from_proto(written).to_bytes() == model.to_bytes()
+    for c in (True, False):
+        assert outputs(model, c=np.array(c), x=np.float32([3])) == [3, 3]
+
+
+@pytest.mark.parametrize("kind", ["FLOATS", "INTS", "STRINGS"])
+def test_empty_lists_of_every_type(kind):
+    proto = Model.from_text("""<ir_version: 8, opset_import: ["" : 17, "my" : 1]>
+        g (float[2] x) => (float[2] y) { y = my.Thing(x) }""").to_proto()
+    proto.graph.node[0].attribute.add(name="none", type=onnx.AttributeProto.AttributeType.Value(kind))
+    written = Model.from_proto(proto).copy().to_proto()
+    assert written.graph.node[0].attribute == proto.graph.node[0].attribute
+
+
+def test_a_list_that_a_pass_empties_can_be_written():
+    model = Model.from_text("""<ir_version: 8, opset_import: ["" : 17, "my" : 1]>
+        g (float[2] x) => (float[2] y) { y = my.Thing<sizes = [1, 2]>(x) }""")
+    with model.edit() as graph:
+        graph.nodes[0].attrs["sizes"] = []
+    assert model.to_proto().graph.node[0].attribute[0].type == onnx.AttributeProto.INTS
+    assert model.graph.nodes[0].attrs["sizes"] == []
+
+
+def test_branches_may_use_a_name_for_tensors_of_different_shapes():
+    model = Model.from_text("""<ir_version: 8, opset_import: ["" : 17]>
+        g (bool c, float[2,3] x, float[4] u) => (float[N] z) {
+            z = If (c) <
+                then_branch = a () => (float[K] t) { s = Relu(x) k = Constant<value_ints = [-1]>() t = Reshape(s, k) },
+                else_branch = b () => (float[L] e) { s = Relu(u) e = Neg(s) } >
+        }""")
+    assert [list(g.tensors()["s"].shape) for g in list(model.graphs())[1:]] == [[2, 3], [4]]
+
+
+def test_an_initializer_of_a_branch_stays_in_the_branch_that_owns_it():
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (bool c, float[2] x) => (float[2] z) {
+            z = If (c) <
+                then_branch = p () => (float[2] t) <float[2] w = {1.0, 2.0}> {
+                    a = Mul(x, w)
+                    t = If (c) < then_branch = q () => (float[2] i) { i = Mul(a, w) },
+                                 else_branch = r () => (float[2] j) { j = Identity(w) } >
+                },
+                else_branch = s () => (float[2] e) <float[2] w = {5.0, 5.0}> { e = Mul(x, w) }
+            >
+        }""")
+    model = Model.from_proto(proto).copy()
+    written = model.to_proto()
+    found = {g.name: [t.name for t in g.initializer] for g in walk_graphs(written.graph)}
+    assert found == {"g": [], "p": ["w"], "q": [], "r": [], "s": ["w"]}
+    x = np.ones(2, np.float32)
+    assert outputs(model, c=np.array(True), x=x)[0].tolist() == [1, 4]
+    assert outputs(model, c=np.array(False), x=x)[0].tolist() == [5, 5]
+
+
+def test_outputs_that_are_weights_or_inputs():
+    proto = Model.from_text("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[2] x) => (float[2] y) <float[2] w = {1.0, 2.0}> { y = Add(x, w) }""").to_proto()
+    proto.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2]))
+    proto.graph.output.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, [2]))
+    model = Model.from_proto(proto).copy()
+    verify(model)
+    x = np.float32([3, 4])
+    assert [o.tolist() for o in outputs(model, x=x)] == [[4, 6], [1, 2], [3, 4]]
+
+
+def test_functions_with_attributes_still_run():
+    model = Model.from_text("""<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+        g (float[N,4] x) => (float[N,4] y) { y = f.d<alpha = 2.0, perm = [0, 1]>(x) }
+        <domain: "f", opset_import: ["" : 17]> d <alpha, perm, beta: float = 3.0> (a) => (b) {
+            c = Constant<value_float: float = @alpha>() e = Constant<value_float: float = @beta>()
+            k = Transpose<perm: ints = @perm>(a) h = Mul(k, c) b = Mul(h, e)
+        }""").copy()
+    assert outputs(model, x=np.ones((1, 4), np.float32))[0].tolist() == [[6, 6, 6, 6]]
+
+
+def test_functions_that_share_a_name_are_refused():
+    proto = onnx.parser.parse_model("""<ir_version: 10, opset_import: ["" : 17, "f" : 1]>
+        g (float[N,4] x) => (float[N,4] y) { y = f.d(x) }
+        <domain: "f", opset_import: ["" : 17]> d (a) => (b) { b = Neg(a) }""")
+    proto.functions[0].overload = proto.graph.node[0].overload = "one"
+    with pytest.raises(ModelError, match="'d' calls one of several functions"):
+        Model.from_proto(proto)

@@ -132,3 +132,53 @@ def test_the_file_has_the_usual_permissions(tmp_path, classifier):
     save(load(classifier), target)
     (tmp_path / "plain").write_text("")
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_data_of_other_models_stays(tmp_path, classifier):
+    """Only what was written for the same target is ours to remove."""
+    model = load(classifier)
+    for name in ("out.onnx", "out.ort", "out.int8.onnx"):
+        save(model, tmp_path / name, external_above=100)
+    others = ["out.0123456789abcdef.bin", "out.data", "out.onnx.0123.data", "x.out.onnx.0123456789abcdef.data"]
+    for name in others:
+        (tmp_path / name).write_text("a user's own")
+    save(model, tmp_path / "out.onnx")
+    assert all((tmp_path / name).exists() for name in others)
+    assert not list(tmp_path.glob("out.onnx.????????????????.data"))
+    for name in ("out.ort", "out.int8.onnx"):
+        assert load(tmp_path / name).to_bytes() == model.to_bytes()
+
+
+def test_an_error_after_the_commit_leaves_the_new_model_whole(tmp_path, classifier):
+    target = tmp_path / "out.onnx"
+    model = load(classifier)
+    with pytest.raises(RuntimeError), stage(model, target, external_above=100) as staged:
+        staged.commit()
+        raise RuntimeError
+    assert load(target).to_bytes() == model.to_bytes()
+
+
+def test_old_data_that_cannot_be_removed_is_no_error(tmp_path, classifier):
+    target = tmp_path / "out.onnx"
+    model = load(classifier)
+    (tmp_path / "out.onnx.0123456789abcdef.data").mkdir()  # unlink refuses a folder
+    save(model, target, external_above=100)
+    assert load(target).to_bytes() == model.to_bytes()
+
+
+def test_a_failed_flush_after_the_move_leaves_the_new_model_whole(tmp_path, classifier, monkeypatch):
+    from graphopt import atomic
+
+    target = tmp_path / "out.onnx"
+    model = load(classifier)
+    real = atomic.flush_to_disk
+
+    def flush(path):
+        if path == tmp_path and target.exists():
+            raise OSError(5, "Input/output error")
+        real(path)
+
+    monkeypatch.setattr(atomic, "flush_to_disk", flush)
+    with pytest.raises(UsageError, match="Input/output error"):
+        save(model, target, external_above=100)
+    assert load(target).to_bytes() == model.to_bytes()

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt import ModelError, load, save
-from graphopt.ir.convert import nbytes
+from graphopt import Model, ModelError, load, save
+from graphopt.ir.convert import nbytes, onnx_dtype
 from graphopt.runtime.session import open_session, run_feeds
 
 COUNT = 5000  # enough to be stored apart
@@ -124,3 +124,70 @@ def test_data_of_a_function_is_guarded_and_read(tmp_path):
     then.node[0].attribute[0].t.external_data[0].value = "../w.bin"
     with pytest.raises(ModelError, match="outside the model's folder"):
         load(write(tmp_path, nodes=nodes, functions=[function]))
+
+
+READ = (*PACKED, *OTHERS, "FLOAT8E4M3FNUZ", "FLOAT8E5M2FNUZ")
+
+
+@pytest.mark.parametrize("source", ["apart", "inside"])
+@pytest.mark.parametrize("kind", READ)
+def test_reading_values_does_not_change_what_is_written(tmp_path, kind, source):
+    given = weight(kind)
+    model = load(write(tmp_path, apart(given, tmp_path) if source == "apart" else given))
+    constant = next(model.constants())
+    assert constant.values.shape == (COUNT,)
+    assert onnx_dtype(constant) == given.data_type
+    assert nbytes(constant) == len(given.raw_data)
+    save(model, tmp_path / "out.onnx")
+    written = onnx.load(tmp_path / "out.onnx").graph.initializer[0]
+    assert written.data_type == given.data_type
+    assert written.raw_data == given.raw_data
+
+
+def test_reading_text_and_sparse_values(tmp_path):
+    text = helper.make_tensor("w", TensorProto.STRING, [3], [b"a", b"bc", "é".encode()])
+    model = load(write(tmp_path, text))
+    assert next(model.constants()).values.tolist() == ["a", "bc", "é"]
+    assert list(model.to_proto().graph.initializer[0].string_data) == list(text.string_data)
+    for places in (np.int64([0, 3]), np.int64([[0], [3]])):
+        values = numpy_helper.from_array(np.float32([1, 2]), "w")
+        sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(places, "w_positions"), [COUNT])
+        model = load(write(tmp_path, sparse=[sparse], nodes=[helper.make_node("Add", ["x", "w"], ["y"])]))
+        read = next(model.constants()).values
+        assert read.dtype == np.float32
+        assert read.nonzero()[0].tolist() == [0, 3]
+        assert read[[0, 3]].tolist() == [1, 2]
+        (y,) = run_feeds(open_session(model.to_bytes(), optimize=False), {"x": np.zeros((1, COUNT), np.float32)})
+        assert np.array_equal(y[0], read)
+
+
+def test_a_sparse_initializer_that_subgraphs_read_is_written_once():
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (bool c, float[4] x) => (float[4] z) {
+            z = If (c) < then_branch = a () => (float[4] t) { t = Add(x, w) },
+                         else_branch = b () => (float[4] e) { e = Sub(x, w) } >
+        }""")
+    values = numpy_helper.from_array(np.float32([1, 2]), "w")
+    positions = numpy_helper.from_array(np.int64([0, 3]), "w_positions")
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, positions, [4]))
+    written = Model.from_proto(proto).copy().to_proto().graph
+    assert len(written.sparse_initializer) == 1
+    assert not any(a.g.sparse_initializer for a in written.node[0].attribute)
+
+
+def test_default_values_of_inputs_that_are_stored_apart_move_into_the_file(tmp_path):
+    outside = apart(weight("FLOAT"), tmp_path)
+    path = write(tmp_path, outside, nodes=[helper.make_node("Add", ["x", "w"], ["y"])])
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [COUNT]))
+    path.write_bytes(proto.SerializeToString())
+    model = load(path)
+    assert [t.name for t in model.inputs] == ["x"]
+    other = tmp_path / "other"
+    other.mkdir()
+    for above in (0, 10**9):
+        save(model.copy(), other / "out.onnx", external_above=above)
+        (y,) = run_feeds(
+            open_session((other / "out.onnx").read_bytes(), optimize=False), {"x": np.zeros((1, COUNT), np.float32)}
+        )
+        assert y.sum() == COUNT // 2

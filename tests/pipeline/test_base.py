@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, field
 
 import numpy as np
 import pytest
@@ -142,3 +142,74 @@ def test_a_pass_without_docstring_has_an_empty_summary():
             return PassResult(False)
 
     assert not Silent.summary().startswith("Silent(")
+
+
+def declare(kind: object, default: object, **bounds: object) -> type[Pass]:
+    """A pass with one option ``value`` of the given type."""
+
+    def run(self, model, ctx) -> PassResult:
+        return PassResult(False)
+
+    fields = {"__annotations__": {"value": kind}, "value": option(default, "The value", **bounds)}
+    made = type("Declared", (Pass,), {"name": "declared", "kind": Kind.EXACT, "run": run, **fields})
+    return dataclass(frozen=True)(made)
+
+
+def test_bounds_and_choices_hold_for_every_element_of_a_list():
+    sizes = declare(tuple[float, ...], (1.0,), min=0, max=5)
+    assert sizes(value=(0, 5)).value == (0.0, 5.0)
+    for wrong in ((1, 6), (-1,), (1, float("nan"))):
+        with pytest.raises(UsageError, match="'value' of 'declared' cannot be"):
+            sizes(value=wrong)
+    modes = declare(tuple[str, ...], ("a",), choices=("a", "b"))
+    assert modes(value=["b", "a"]).value == ("b", "a")
+    with pytest.raises(UsageError, match="one of a, b"):
+        modes(value=("a", "c"))
+
+
+def test_tuples_of_a_fixed_length():
+    pair = declare(tuple[int, str], (1, "a"))
+    assert pair(value=[2, "b"]).value == (2, "b")
+    for wrong in ((1,), (1, "a", "b"), ("a", 1), 3):
+        with pytest.raises(UsageError, match="a list"):
+            pair(value=wrong)
+
+
+def test_an_optional_choice_may_be_left_open():
+    mode = declare(str | None, None, choices=("a", "b"))
+    assert mode().value is None
+    assert mode(value="a").value == "a"
+    with pytest.raises(UsageError, match="one of a, b"):
+        mode(value="c")
+
+
+@pytest.mark.parametrize(("kind", "value"), [(float, 10**400), (str, None), (int, np.float32(1)), (bool, np.int64(1))])
+def test_values_at_the_edge_of_a_type(kind, value):
+    with pytest.raises(UsageError, match="'value' of 'declared' cannot be"):
+        declare(kind, kind())(value=value)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5)])
+def test_numpy_numbers_become_plain_ones(number):
+    made = declare(float, 1.0)(value=number)
+    assert type(made.value) is float
+    assert made.spec == "declared{value=0.5}"
+
+
+def test_options_without_a_default_must_be_given():
+    @dataclass(frozen=True)
+    class Needy(Pass):
+        """Need a word."""
+
+        name = "needy"
+        kind = Kind.EXACT
+        word: str = field(metadata={"help": "The word"})
+        words: tuple[str, ...] = field(default_factory=lambda: ("a",))
+
+        def run(self, model, ctx) -> PassResult:
+            return PassResult(False)
+
+    with pytest.raises(UsageError, match="'word' of pass 'needy' must be given\n  hint: word: The word"):
+        Needy.from_options({})
+    assert Needy.from_options({"word": "x"}).spec == "needy{word=x}"
+    assert Needy.from_options({"word": "x", "words": ["b"]}).spec == "needy{word=x,words=[b]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from graphopt import Kind, Pass, PassError, PassResult, UsageError, option
+from graphopt import GraphoptError, Kind, Pass, PassError, PassResult, UsageError, option
 from graphopt.pipeline.registry import Registry, format_pipeline
 
 
@@ -185,3 +185,45 @@ def test_files_that_are_missing_or_not_python(registry, tmp_path):
 def test_a_loaded_pass_takes_the_place_of_an_installed_one(registry, tmp_path):
     registry.load_file(write(tmp_path, HEAD + GOOD.replace('"mine"', '"fold"').replace('("fold",)', "()")))
     assert format_pipeline(registry.build("fold{level=2}")) == "fold{level=2}"
+
+
+@pytest.mark.parametrize("value", ["no_such_module:Pass", "json:NoSuchName", "json", "json:JSONDecoder"])
+def test_entry_points_of_other_packages_that_are_broken(registry, value):
+    import importlib.metadata
+
+    registry._points["broken"] = importlib.metadata.EntryPoint("broken", value, "graphopt.passes")
+    assert "broken" in registry.names()
+    with pytest.raises(GraphoptError):
+        registry.get("broken")
+    assert registry.get("a").name == "a"
+
+
+def test_files_of_one_name_in_two_folders_live_apart(registry, tmp_path):
+    future = "from __future__ import annotations\n"
+    made = []
+    for folder, kind in (("one", "int"), ("two", "str")):
+        (tmp_path / folder).mkdir()
+        text = GOOD.replace('"mine"', f'"{folder}"').replace('level: int = option(1, "Level", min=0, max=3)', OWN)
+        made += registry.load_file(write(tmp_path / folder, f"{future}{HEAD}Word = {kind}\n{text}"))
+    one, two = made
+    assert one(level=3).level == 3
+    assert two(level="x").level == "x"
+    with pytest.raises(UsageError):
+        one(level="x")
+
+
+OWN = 'level: Word = option(Word(), "Level")'
+
+
+def test_a_class_with_a_second_name_in_its_file_counts_once(registry, tmp_path):
+    found = registry.load_file(write(tmp_path, HEAD + GOOD + "\nAlias = Mine\n"))
+    assert [c.name for c in found] == ["mine"]
+
+
+def test_a_file_that_fails_leaves_no_module(registry, tmp_path):
+    import sys
+
+    before = set(sys.modules)
+    with pytest.raises(UsageError, match="fails on import"):
+        registry.load_file(write(tmp_path, "raise ValueError('no')"))
+    assert set(sys.modules) == before

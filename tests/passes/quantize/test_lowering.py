@@ -153,3 +153,16 @@ def test_operators_of_other_domains_stay():
     model = Model.from_text("""<ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
         net (float[N,3] x) => (float[N,3] y) { y = mine.HardSwish(x) }""")
     assert lower(model) == {} and model.graph.nodes[0].op == "HardSwish"
+
+
+@pytest.mark.parametrize(
+    ("body", "op"),
+    [("m = MatMul(x, w) y = mine.Add(m, b)", "MatMul"), ("r = Neg(x) m = mine.MaxPool(r) y = Relu(m)", "Relu")],
+)
+def test_namesakes_of_other_domains_are_no_part_of_a_pattern(body, op):
+    model = Model.from_text(f"""<ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
+        net (float[N,2] x) => (float[N,2] y) <float[2,2] w = {{1,2,3,4}}, float[2] b = {{1,2}}> {{ {body} }}""")
+    for node in model.graph.nodes:
+        node.outputs[0].dtype, node.outputs[0].shape = np.dtype(np.float32), ["N", 2]
+    before = [n.op for n in model.graph.nodes]
+    assert not lower(model) and [n.op for n in model.graph.nodes] == before and op in before

@@ -11,7 +11,7 @@ from onnx_graphsurgeon import Constant
 
 from graphopt import Context, DataError, Model, ModelError, PassError, UsageError
 from graphopt.passes.quantize import Quantize
-from graphopt.passes.quantize.fusion import count_fused
+from graphopt.passes.quantize.fusion import Fusion, check_fusion
 from graphopt.runtime.target import get_target
 
 IMAGE = "[N,3,8,8]"
@@ -355,15 +355,25 @@ def test_half_precision_is_refused(graph):
 
 
 def test_what_does_not_fuse_is_reported(graph, quantized, monkeypatch):
-    monkeypatch.setattr("graphopt.passes.quantize.count_fused", lambda *_: {"Conv": 0})
+    monkeypatch.setattr("graphopt.passes.quantize.check_fusion", lambda *_: Fusion({"Conv": 0}))
     out = quantized(graph(BLOCK, IMAGE, "[N,8,8,8]", w=W, b=B), 8, 3, 8, 8)
     assert out.result.metrics["not_fused"] == {"Conv": 1} and "1 Conv" in out.warnings[0]
+
+
+def test_nodes_that_the_runtime_leaves_in_float_are_named(graph, quantized, eager_target):
+    """A target that promises more than the runtime has."""
+    target = dataclasses.replace(eager_target, int8_ops=eager_target.int8_ops | {"Tanh"})
+    text = graph("c = Conv(x, w) t = Tanh(c) y = Conv(t, v)", IMAGE, "[N,4,8,8]", w=(1, 8, 3, 1, 1), v=(2, 4, 8, 1, 1))
+    out = quantized(text, 8, 3, 8, 8, target=target)
+    assert out.result.metrics["not_fused"] == {"Tanh": 1} and "1 Tanh" in out.warnings[0]
+    assert [(s.op, s.node) for s in out.result.skipped] == [("Tanh", "Tanh_0")]
+    assert "keep_float" in out.result.skipped[0].reason and out.error < 0.05
 
 
 def test_other_providers_are_not_checked(graph, quantized, eager_target):
     target = dataclasses.replace(eager_target, provider="OtherExecutionProvider")
     out = quantized(graph(BLOCK, IMAGE, "[N,8,8,8]", w=W, b=B), 8, 3, 8, 8, target=target)
-    assert count_fused(out.model, target, {"Conv": 1}) is None
+    assert check_fusion(out.model, target, {"Conv": ["Conv_0"]}) is None
     assert "int8_operators_fused" not in out.result.metrics and not out.warnings
 
 
