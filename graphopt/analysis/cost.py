@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.base import Analysis
 from graphopt.ir import Model, infer_shapes
+from graphopt.ir.view import is_standard
 
 Shape = list[int | None]
 
@@ -57,7 +58,7 @@ def cost(model: Model) -> Cost:
     unknown: list[tuple[str, str]] = []
     for node in model.graph.nodes:
         macs: int | None = 0
-        counter = _COUNTERS.get(node.op) if node.domain in (None, "", "ai.onnx") else None
+        counter = _COUNTERS.get(node.op) if is_standard(node) else None
         if counter is not None:
             macs = counter(node, [shapes.get(t.name) for t in node.inputs], shapes.get(node.outputs[0].name), producers)
             if macs is None:

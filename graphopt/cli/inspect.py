@@ -23,14 +23,7 @@ from graphopt.cli import options
 )
 @options.preprocess
 @options.config
-@click.option(
-    "--load-pass",
-    "load_passes",
-    type=options.PATH,
-    multiple=True,
-    metavar="FILE.py",
-    help="Also know the passes in this file.",
-)
+@options.load_passes
 @options.output_format
 def command(
     model: Path,

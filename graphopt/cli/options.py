@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from graphopt.errors import UsageError
-
 if TYPE_CHECKING:
     from graphopt.cli.console import Terminal
     from graphopt.driver.config import Settings
@@ -40,6 +38,17 @@ config = click.option(
 )
 threads = click.option("--threads", type=click.IntRange(1), metavar="N", help="Threads of ONNX Runtime (default: 1).")
 seed = click.option("--seed", type=click.IntRange(0), metavar="N", help="Seed of everything random (default: 0).")
+load_passes = click.option(
+    "--load-pass",
+    "load_passes",
+    type=PATH,
+    multiple=True,
+    metavar="FILE.py",
+    help="Also know the passes in this file.",
+)
+format_ = click.option(
+    "--format", "format_", type=click.Choice(["text", "json"]), default="text", help="What to print on stdout."
+)
 
 
 def output_format(function: F) -> F:
@@ -47,13 +56,7 @@ def output_format(function: F) -> F:
     for option in (
         click.option("-v", "--verbose", is_flag=True, help="Say what is being done."),
         click.option("-q", "--quiet", is_flag=True, help="No progress and no warnings."),
-        click.option(
-            "--format",
-            "format_",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            help="What to print on stdout.",
-        ),
+        format_,
     ):
         function = option(function)
     return function
@@ -70,8 +73,3 @@ def settings_for(model: Path, config_file: Path | None, **given: Any) -> Setting
     from graphopt.driver.config import Settings, find
 
     return Settings(**given).over(find(model, config_file))
-
-
-def existing(paths: tuple[Path, ...], most: int) -> None:
-    if len(paths) > most:
-        raise UsageError(f"{len(paths)} models were given; this command takes at most {most}")

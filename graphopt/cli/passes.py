@@ -11,21 +11,8 @@ from graphopt.cli import options
 
 @click.command()
 @click.argument("name", required=False)
-@click.option(
-    "--load-pass",
-    "load_passes",
-    type=options.PATH,
-    multiple=True,
-    metavar="FILE.py",
-    help="Also know the passes in this file.",
-)
-@click.option(
-    "--format",
-    "format_",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    help="What to print on stdout.",
-)
+@options.load_passes
+@options.format_
 def command(name: str | None, load_passes: tuple[Path, ...], format_: str) -> int:
     """List the passes found, or show one pass's help and options."""
     from graphopt.pipeline import Registry

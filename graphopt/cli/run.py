@@ -38,14 +38,7 @@ from graphopt.cli import options
     metavar="FILE",
     help="Where to write the report (default: beside the output).",
 )
-@click.option(
-    "--load-pass",
-    "load_passes",
-    type=options.PATH,
-    multiple=True,
-    metavar="FILE.py",
-    help="Also know the passes in this file.",
-)
+@options.load_passes
 @click.option("--dump-ir", type=options.PATH, metavar="DIR", help="Save the model after every pass that changed it.")
 @click.option("--verify-each", is_flag=True, help="After each pass, also run onnx.checker and load in ONNX Runtime.")
 @click.option("--no-eval", is_flag=True, help="Do not measure accuracy and latency.")

@@ -19,6 +19,8 @@ from graphopt.driver.config import Settings
 from graphopt.errors import DataError, ModelError, UsageError
 from graphopt.ir import Model
 
+_NO_PREPROCESSING = "no preprocessing was given: pixels are divided by 255 (say --preprocess to change it)"
+
 
 @dataclass
 class Inputs:
@@ -85,7 +87,7 @@ def prepare(model: Model, settings: Settings, *, evaluate: bool = True) -> Input
     count = settings.calibration_images or CALIBRATION
     notes: list[str] = []
     if settings.preprocess is None and (settings.data or settings.calibration_data):
-        notes.append("no preprocessing was given: pixels are divided by 255 (say --preprocess to change it)")
+        notes.append(_NO_PREPROCESSING)
 
     def batches(dataset: Any, indices: np.ndarray, description: str) -> Batches:
         return Batches(dataset, indices, preprocess, described, description=description)
@@ -132,7 +134,7 @@ def evaluation_only(model: Model, settings: Settings) -> tuple[Batches, list[str
         found = found.subset(settings.evaluation_images, settings.seed or 0)
     notes = suspicions(found, classes(model))
     if settings.preprocess is None:
-        notes.insert(0, "no preprocessing was given: pixels are divided by 255 (say --preprocess to change it)")
+        notes.insert(0, _NO_PREPROCESSING)
     return found, notes
 
 

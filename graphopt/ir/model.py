@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt.ir import convert
@@ -187,11 +186,6 @@ class Model:
                 yield node.name
                 yield from (t.name for t in node.inputs)
                 yield from (t.name for t in node.outputs)
-
-
-def is_loaded(constant: gs.Constant) -> bool:
-    """Whether the values are in memory as an array (not still in the file's proto)."""
-    return not isinstance(constant._values, LazyValues)
 
 
 def _freeze(attrs: dict[str, object]) -> tuple[object, ...]:

@@ -30,6 +30,11 @@ def reads(node: gs.Node) -> list[str]:
     return names
 
 
+def is_standard(node: gs.Node) -> bool:
+    """Whether an operator is of ONNX's own domain, not one of the same name from elsewhere."""
+    return node.domain in (None, "", "ai.onnx")
+
+
 def sort(graph: gs.Graph) -> None:
     """Order the nodes topologically, keeping the present order where it is free.
 

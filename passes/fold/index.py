@@ -11,9 +11,8 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt import Model
-from graphopt.ir.view import reads
+from graphopt.ir.view import is_standard, reads
 
-_STANDARD_DOMAINS = (None, "", "ai.onnx")
 # Types that ONNX Runtime takes from and gives to numpy; others (bfloat16, 8-bit floats, 4-bit integers) are not
 # computed with.
 _PLAIN = frozenset(
@@ -108,7 +107,7 @@ class Index:
 
     def is_standard(self, node: gs.Node) -> bool:
         """Whether the node's meaning is known: an operator of the ONNX standard, not a custom one or a function."""
-        return node.domain in _STANDARD_DOMAINS and self.schema(node) is not None
+        return is_standard(node) and self.schema(node) is not None
 
     def schema(self, node: gs.Node) -> onnx.defs.OpSchema | None:
         if node.op not in self._schemas:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from graphopt.passes.prune.proof import Verdict, check, guilty, proof_feeds
 from graphopt.passes.prune.recover import recover
 from graphopt.passes.prune.surgery import remove
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
+from graphopt.pipeline.patterns import matching, unmatched
 
 _TOLERANCE = 0.03
 
@@ -78,14 +78,14 @@ class Prune(Pass):
 
     def _candidates(self, labels: Labels, multiple: int) -> tuple[tuple[Family, ...], list[Skipped]]:
         """Families that may lose channels, and those that the options leave alone."""
-        for pattern in self.keep:
-            if not any(fnmatchcase(name, pattern) for name in labels.names):
-                raise UsageError(f"no node is named {pattern!r}", "see graphopt inspect for the names of nodes")
+        stray = unmatched(self.keep, labels.names)
+        if stray is not None:
+            raise UsageError(f"no node is named {stray!r}", "see graphopt inspect for the names of nodes")
         multiple = self.multiple or multiple
         free, left = [], []
         for family in labels.families:
             nodes = [*family.producers, *(labels.names[s.node] for s in family.slots)]
-            named = [n for n in nodes if any(fnmatchcase(n, p) for p in self.keep)]
+            named = [n for n in nodes if matching(n, self.keep) is not None]
             reason = ""
             if named:
                 reason = f"its channels reach {named[0]!r}, which the option keep leaves alone"

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
+from graphopt.ir.view import is_standard
 
 _WIDEST = 3072  # inputs of one output: the moments take their square
 
@@ -39,7 +40,7 @@ class Sampler(ABC):
 
 def sampler_of(node: gs.Node) -> Sampler | None:
     """How to refit a node; None for a node that cannot be: not linear, or its weight is shared or not a constant."""
-    if node.domain not in (None, "", "ai.onnx") or len(node.inputs) < 2:
+    if not is_standard(node) or len(node.inputs) < 2:
         return None
     weight = node.inputs[1]
     if not isinstance(weight, gs.Constant) or len(weight.outputs) != 1 or weight.dtype != np.float32:

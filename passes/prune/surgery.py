@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from graphopt.analysis.labels import Labels
 from graphopt.errors import PassError
 from graphopt.ir import Model, infer_shapes
-from graphopt.ir.view import reads
+from graphopt.ir.view import is_standard, reads
 
 Rewrite = Callable[["Edit"], None]
 _REWRITES: dict[str, Rewrite] = {}
@@ -28,7 +28,7 @@ def remove(model: Model, labels: Labels, keep: np.ndarray) -> None:
         _slice_constants(model, labels, keep)
         for index, node in enumerate(graph.nodes):
             rewrite = _REWRITES.get(node.op)
-            if rewrite is not None and node.domain in (None, "", "ai.onnx"):
+            if rewrite is not None and is_standard(node):
                 rewrite(Edit(model, labels, keep, index, node))
         infer_shapes(model, fresh=True)
         _check_shapes(model, expected)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from graphopt.passes.quantize.operators import has_weights
 from graphopt.passes.quantize.placement import decide
 from graphopt.passes.quantize.rewrite import Rewriter
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
+from graphopt.pipeline.patterns import unmatched
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
 
@@ -130,11 +130,11 @@ def _nothing(model: Model) -> PassError:
 
 def _check_patterns(patterns: tuple[str, ...], model: Model) -> None:
     names = [n.name for n in model.graph.nodes]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else "inspect lists the nodes"
-            raise UsageError(f"keep_float pattern {pattern!r} matches no node of the model", hint)
+    stray = unmatched(patterns, names)
+    if stray is not None:
+        near = difflib.get_close_matches(stray, names, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else "inspect lists the nodes"
+        raise UsageError(f"keep_float pattern {stray!r} matches no node of the model", hint)
 
 
 __all__ = ["Quantize"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 
 import numpy as np
 import onnx.version_converter
@@ -11,8 +10,9 @@ import onnx_graphsurgeon as gs
 
 from graphopt.errors import PassError
 from graphopt.ir import Model, infer_shapes
-from graphopt.ir.view import sort
-from graphopt.passes.quantize.operators import constant_input, is_standard, sole_consumer
+from graphopt.ir.view import is_standard, sort
+from graphopt.passes.quantize.operators import constant_input, sole_consumer
+from graphopt.pipeline.patterns import matching
 
 _PICKS = frozenset("MaxPool Reshape Flatten Transpose Squeeze Unsqueeze Slice".split())
 _MIN_OPSET = 13  # the first with per-channel QuantizeLinear and DequantizeLinear
@@ -41,8 +41,7 @@ def lower(model: Model, keep_float: tuple[str, ...] = ()) -> dict[str, int]:
     with model.edit() as graph:
         for name, rule in rules:
             for node in list(graph.nodes):
-                kept = any(fnmatchcase(node.name, pattern) for pattern in keep_float)
-                if is_standard(node) and not kept and rule(model, node):
+                if is_standard(node) and matching(node.name, keep_float) is None and rule(model, node):
                     counts[name] = counts.get(name, 0) + 1
         graph.cleanup(remove_unused_graph_inputs=False)
         sort(graph)

@@ -12,11 +12,6 @@ from graphopt.runtime.target import Target
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
 
 
-def is_standard(node: gs.Node) -> bool:
-    """Whether the operator is ONNX's own, not one of the same name from elsewhere."""
-    return node.domain in (None, "", "ai.onnx")
-
-
 def is_activation(tensor: gs.Tensor) -> bool:
     """Whether a tensor is computed, and in float32: all others have nothing to quantize."""
     return isinstance(tensor, gs.Variable) and bool(tensor.name) and tensor.dtype == np.float32

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
+from graphopt.ir.view import is_standard
 from graphopt.passes.quantize.cut import Network
 from graphopt.passes.quantize.estimate import elements, times
 from graphopt.passes.quantize.operators import (
@@ -17,11 +18,11 @@ from graphopt.passes.quantize.operators import (
     data_inputs,
     has_weights,
     is_activation,
-    is_standard,
     sole_consumer,
 )
-from graphopt.passes.quantize.reasons import blocked, kept, too_dear
+from graphopt.passes.quantize.reasons import blocked, too_dear
 from graphopt.pipeline import Skipped
+from graphopt.pipeline.patterns import matching
 from graphopt.runtime.target import Target
 
 _FOR_ANY_PRICE = 10**15  # nanoseconds
@@ -51,7 +52,7 @@ def decide(model: Model, target: Target, keep_float: tuple[str, ...] = (), all_w
     reasons = {i: reason for i in floats if (reason := blocked(nodes[i], target, keep_float))}
     for i in floats:
         producer = _absorbing(model, nodes[i], target, position)
-        if producer is not None and producer not in reasons and not kept(nodes[i], keep_float):
+        if producer is not None and producer not in reasons and matching(nodes[i].name, keep_float) is None:
             plan.absorbed[i] = producer
             reasons.pop(i, None)
     network = Network(target)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
+from graphopt.ir.view import is_standard
 from graphopt.passes.quantize.estimate import times
 from graphopt.passes.quantize.operators import (
     WEIGHTED,
@@ -15,20 +14,15 @@ from graphopt.passes.quantize.operators import (
     gemm_width,
     has_weights,
     is_activation,
-    is_standard,
 )
+from graphopt.pipeline.patterns import matching
 from graphopt.runtime.target import Target
-
-
-def kept(node: gs.Node, keep_float: tuple[str, ...]) -> str | None:
-    """The first pattern that a node's name matches."""
-    return next((p for p in keep_float if fnmatchcase(node.name, p)), None)
 
 
 def blocked(node: gs.Node, target: Target, keep_float: tuple[str, ...]) -> str | None:
     """Why a node cannot run in int8, in words; None if it can."""
-    pattern = kept(node, keep_float)
-    if pattern:
+    pattern = matching(node.name, keep_float)
+    if pattern is not None:
         return f"kept in float as asked (keep_float has {pattern!r})"
     if not is_standard(node):
         return f"operators of domain {node.domain!r} are not known: only standard operators are quantized"

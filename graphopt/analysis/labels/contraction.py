@@ -131,7 +131,7 @@ def gemm(scope: NodeScope) -> None:
     a, b = scope.shape(0), scope.shape(1)
     rows, inner_a = (1, 0) if scope.attr("transA", 0) else (0, 1)
     inner_b, columns = (1, 0) if scope.attr("transB", 0) else (0, 1)
-    y = _product(scope, inner_a, inner_b, columns, fixed_outside=True)
+    y = _product(scope, inner_a, inner_b, columns)
     left = scope.axes(0)[rows]
     if scope.has(2):
         bias = scope.shape(2)
@@ -152,7 +152,7 @@ def _weighted(scope: NodeScope) -> int:
     return int(any(is_constant(t, scope.builder.producers) for t in scope.node.inputs[:2]))
 
 
-def _product(scope: NodeScope, inner_a: int, inner_b: int, columns: int, fixed_outside: bool) -> Axis:
+def _product(scope: NodeScope, inner_a: int, inner_b: int, columns: int) -> Axis:
     """Couple the contracted axes of inputs 0 and 1; returns the labels of the columns of input 1."""
     a, b = scope.axes(0), scope.axes(1)
     if scope.is_const(1):
@@ -173,7 +173,7 @@ def matmul(scope: NodeScope) -> None:
     a, b = scope.shape(0), scope.shape(1)
     if len(a) < 2 or len(b) < 2:
         raise Unsupported("a product with a vector is not followed")
-    y = _product(scope, len(a) - 1, len(b) - 2, len(b) - 1, fixed_outside=False)
+    y = _product(scope, len(a) - 1, len(b) - 2, len(b) - 1)
     out = scope.out_shape()
     left, right = scope.axes(0), scope.axes(1)
     rows: Axis = left[-2]

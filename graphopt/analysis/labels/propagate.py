@@ -28,13 +28,13 @@ _SOURCES = {"Constant", "ConstantOfShape", "Range", "RandomNormal", "RandomUnifo
 def propagate(model: Model) -> Labels:
     """Channel groups of a model. Linear in nodes, uses and channels. Does not change the model."""
     graph = model.graph
-    producers = {t.name: node for node in graph.nodes for t in node.outputs if t.name}
+    makers = {t.name: i for i, node in enumerate(graph.nodes) for t in node.outputs if t.name}
+    producers = {name: graph.nodes[i] for name, i in makers.items()}
     builder = Builder(model.opset, known_shapes(model), producers)
     for tensor in graph.inputs:
         builder.axes[tensor.name] = [None] * len(builder.shapes.get(tensor.name, []))
     for index, node in enumerate(graph.nodes):
         _visit(builder, index, node)
-    makers = {t.name: i for i, node in enumerate(graph.nodes) for t in node.outputs if t.name}
     for tensor in graph.outputs:
         for labels in builder.axes.get(tensor.name, []):
             builder.lock(labels, makers[tensor.name], f"{tensor.name!r} is an output of the model")
@@ -77,9 +77,10 @@ def _lock_all(scope: NodeScope, why: str) -> None:
     for name in dict.fromkeys(reads(node)):
         for labels in builder.axes.get(name, []):
             builder.lock(labels, scope.index, why)
-    for slot, labels in builder.slots.items():
-        if slot.node == scope.index:
-            builder.lock(labels, scope.index, why)
+    for slot in reversed(builder.slots):  # nodes are visited in order: this one's slots are the last
+        if slot.node != scope.index:
+            break
+        builder.lock(builder.slots[slot], scope.index, why)
     for tensor in node.outputs:
         for labels in builder.axes.get(tensor.name, []):
             builder.lock(labels, scope.index, why)
