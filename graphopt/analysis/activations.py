@@ -7,11 +7,9 @@ its extremes and, if asked for, a histogram. Memory does not grow with the numbe
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +17,6 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.base import Analysis
 from graphopt.errors import DataError, ModelError
-from graphopt.ir.convert import nbytes
-from graphopt.ir.io import EXTERNAL_THRESHOLD, save
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
 
@@ -211,7 +207,7 @@ class _Probe:
     shapes: list[list[int | str | None] | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        from graphopt.runtime.session import open_session
+        from graphopt.runtime.session import open_session, runnable
 
         self._inputs = [n for n in self.tensors if any(n == t.name for t in self.model.graph.inputs)]
         self._inner = [n for n in self.tensors if n not in self._inputs]
@@ -227,13 +223,8 @@ class _Probe:
         if self._inner:
             twin.graph.outputs = [known[n] for n in self._inner]
             twin.graph.cleanup(remove_unused_graph_inputs=False)
-            if sum(nbytes(c) for c in twin.constants()) < EXTERNAL_THRESHOLD:
-                self._session = open_session(twin.to_bytes(), threads=self.threads)
-            else:
-                with tempfile.TemporaryDirectory() as folder:
-                    path = Path(folder) / "probe.onnx"
-                    save(twin, path)
-                    self._session = open_session(path, threads=self.threads)
+            with runnable(twin) as form:
+                self._session = open_session(form, threads=self.threads)
 
     def batch_size(self) -> int:
         elements = 0

@@ -111,6 +111,12 @@ class StoredSparse(_Stored, SparseValues):
         return dense
 
 
+def peek(constant: gs.Constant) -> np.ndarray:
+    """The values of a constant, left as lazy as they were: reading must not change how it is written."""
+    values = constant._values
+    return values.load() if isinstance(values, LazyValues) else values
+
+
 def identity(values: object) -> int:
     """A number for the values of a constant that reading them does not change, and replacing them does."""
     return values.token if isinstance(values, _Stored) else _origins.get(id(values), id(values))
@@ -200,21 +206,18 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, Header]:
     )
     names = {t.name for t in proto.graph.input}
     defaults = [t for t in proto.graph.initializer if t.name in names]
-    # The import below reads protos without copying them: what it must not see is taken out of a copy.
-    if defaults and proto.ir_version < _INITIALIZERS_APART:
-        weights = {t.name for t in defaults}
+    if defaults:
+        # The import below reads protos without copying them: what it must not see is taken out of a copy.
         light = onnx.ModelProto()
         light.CopyFrom(proto)
-        del light.graph.input[:]
-        light.graph.input.extend(t for t in proto.graph.input if t.name not in weights)
-        proto = light
-    elif defaults:
-        kept = [t for t in proto.graph.initializer if t.name not in names]
-        header.input_defaults = {t.name: t for t in defaults}
-        light = onnx.ModelProto()
-        light.CopyFrom(proto)
-        del light.graph.initializer[:]
-        light.graph.initializer.extend(kept)
+        if proto.ir_version < _INITIALIZERS_APART:
+            weights = {t.name for t in defaults}
+            hidden, kept = light.graph.input, [t for t in proto.graph.input if t.name not in weights]
+        else:
+            header.input_defaults = {t.name: t for t in defaults}
+            hidden, kept = light.graph.initializer, [t for t in proto.graph.initializer if t.name not in names]
+        del hidden[:]
+        hidden.extend(kept)
         proto = light
     for sub in list(walk_graphs(proto.graph))[1:]:
         header.inner_initializers.update(t.name for t in sub.initializer)
@@ -262,7 +265,7 @@ def _node_pairs(graph: gs.Graph, proto: onnx.ModelProto) -> Iterator[tuple[gs.No
 
 def _all_constants(graph: gs.Graph) -> Iterator[gs.Constant]:
     """Every constant: initializers and attributes, those of subgraphs and functions included; some more than once."""
-    for g in [*_all_graphs(graph), *(sub for f in graph.functions for sub in _all_graphs(f))]:
+    for g in _all_bodies(graph):
         yield from (t for t in g.tensors().values() if isinstance(t, gs.Constant))
         for node in g.nodes:
             yield from (t for t in node.attrs.values() if isinstance(t, gs.Constant))
@@ -339,7 +342,7 @@ def export_model(graph: gs.Graph, header: Header, stub_above: int | None = None)
             stubbed.append((tensor, values))
             plain = values.astype(object) if values.dtype.kind in "SU" else values
             tensor._values = StoredValues(numpy_helper.from_array(plain, tensor.name), values.dtype)
-    for g in [*_all_graphs(graph), *(sub for f in graph.functions for sub in _all_graphs(f))]:
+    for g in _all_bodies(graph):
         for node in g.nodes:
             if any(isinstance(v, list) and not v for v in node.attrs.values()):
                 emptied.append((node, node.attrs))
@@ -434,3 +437,8 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
 
 def _all_graphs(graph: gs.Graph) -> list[gs.Graph]:
     return [graph, *graph.subgraphs(recursive=True)]
+
+
+def _all_bodies(graph: gs.Graph) -> list[gs.Graph]:
+    """Every list of nodes: those of the graph and of its functions, with their subgraphs."""
+    return [*_all_graphs(graph), *(sub for f in graph.functions for sub in _all_graphs(f))]

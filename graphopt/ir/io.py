@@ -208,13 +208,14 @@ def _write_data(model: Model, target: Path) -> tuple[Path, bool, onnx.ModelProto
                     if length < _INLINE_BELOW or not convert.is_plain(constant):
                         continue
                     padding = bytes(-offset % _ALIGNMENT)
-                    values = constant._values
-                    array = values.load() if isinstance(values, convert.LazyValues) else values
-                    for chunk in (padding, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data):
+                    for chunk in (
+                        padding,
+                        np.ascontiguousarray(convert.peek(constant)).reshape(-1).view(np.uint8).data,
+                    ):
                         file.write(chunk)
                         digest.update(chunk)
                     offset += len(padding)
-                    placed.append((constant, values))
+                    placed.append((constant, constant._values))
                     constant._values = _PlacedValues(constant, offset, length)
                     offset += length
             final = target.parent / f"{target.name}.{digest.hexdigest()[:16]}.data"

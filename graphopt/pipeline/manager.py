@@ -123,10 +123,10 @@ def _size(model: Model) -> dict[str, int]:
 
 
 def _deep_check(step: Pass, model: Model) -> None:
-    from graphopt.runtime.session import open_session
+    from graphopt.runtime.session import open_session, runnable
 
     try:
-        with exactness.runnable(model) as form:
+        with runnable(model) as form:
             onnx.checker.check_model(form if isinstance(form, bytes) else str(form), full_check=True)
             open_session(form)
     except Exception as error:

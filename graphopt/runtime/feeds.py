@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from graphopt.data.model_io import Dim, image_input
 from graphopt.errors import ModelError
 from graphopt.runtime.session import ModelSource, Port, SessionIO, open_session, session_io
+
+if TYPE_CHECKING:
+    from graphopt.data.loader import Batches
+    from graphopt.ir import Model
 
 # Where a model leaves height and width open, global pooling follows and any size does; this one is common.
 _OPEN_SIDE = 224
@@ -31,6 +36,27 @@ def random_feeds(
     return [
         random_feed(io, batch=batch, height=height, width=width, seed=seed + i) for i, batch in enumerate(batch_sizes)
     ]
+
+
+def model_feeds(
+    model: Model, images: Batches, batch_sizes: Sequence[int] = (1, 3), seed: int = 0
+) -> list[dict[str, np.ndarray]]:
+    """What two versions of a model are compared on: random inputs and the first images, in several batch sizes.
+
+    The images settle the sizes that the model leaves open; a batch that it fixes is kept.
+    """
+    ports = [Port(t.name, tuple(t.shape or ()), np.dtype(t.dtype)) for t in model.inputs]
+    alone = ports[0] if len(ports) == 1 else None
+    fixed = alone.shape[0] if alone is not None and alone.shape and isinstance(alone.shape[0], int) else None
+    wanted = fixed or max(batch_sizes)
+    batch = next(iter(images.batches(wanted, limit=wanted)), None)
+    if alone is not None and batch is not None:
+        ports = [Port(alone.name, (*alone.shape[:1], *batch.shape[1:]), alone.dtype)]
+    feeds = random_feeds(SessionIO(tuple(ports), ()), batch_sizes, seed)
+    if alone is not None and batch is not None:
+        sizes = [fixed] if fixed else batch_sizes
+        feeds.extend({alone.name: batch[:n].astype(alone.dtype)} for n in sizes if n <= len(batch))
+    return feeds
 
 
 def random_feed(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +17,11 @@ from graphopt.errors import ModelError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+    from graphopt.ir import Model
+
 ModelSource = bytes | str | Path
 PROVIDER = "CPUExecutionProvider"
+_IN_MEMORY = 1_000_000_000  # bytes of weights; above, a file costs less than another copy
 
 _DTYPES = {
     "float": "float32",
@@ -85,6 +90,24 @@ def open_session(
             f"ONNX Runtime does not load {name}: {shorten(error)}",
             "check that it is a valid ONNX model with operators that ONNX Runtime has",
         ) from error
+
+
+@contextmanager
+def runnable(model: Model) -> Iterator[bytes | Path]:
+    """A model in a form that ``open_session`` takes: bytes, or a temporary file when it is large.
+
+    A session that was opened within the block can be used after it.
+    """
+    from graphopt.ir import save
+    from graphopt.ir.convert import nbytes
+
+    if sum(nbytes(c) for c in model.constants()) < _IN_MEMORY:
+        yield model.to_bytes()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        save(model, path, external_above=_IN_MEMORY)
+        yield path
 
 
 def session_io(session: InferenceSession) -> SessionIO:

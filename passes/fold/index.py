@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt import Model
+from graphopt.ir.convert import peek
 from graphopt.ir.view import is_standard, reads
 
 # Types that ONNX Runtime takes from and gives to numpy; others (bfloat16, 8-bit floats, 4-bit integers) are not
@@ -30,12 +30,6 @@ def plain_dtype(tensor: gs.Tensor) -> np.dtype | None:
         return None
     dtype = np.dtype(tensor.dtype)
     return dtype if dtype in _PLAIN else None
-
-
-def peek(constant: gs.Constant) -> np.ndarray:
-    """The values of an initializer, left as lazy as they were: reading must not change how it is written."""
-    values = constant._values
-    return values.load() if isinstance(values, LazyValues) else values
 
 
 class Index:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from graphopt.ir import Model
 from graphopt.passes.prune.surgery import remove
 from graphopt.pipeline.context import Context
 from graphopt.runtime.equivalence import compare_outputs
-from graphopt.runtime.feeds import random_feeds
+from graphopt.runtime.feeds import model_feeds
 from graphopt.runtime.session import open_session, run_feeds
 
 RTOL = 1e-4
@@ -71,15 +72,8 @@ def masked(model: Model, labels: Labels, keep: np.ndarray) -> Model:
 
 
 def proof_feeds(model: Model, ctx: Context) -> list[dict[str, np.ndarray]]:
-    """Random inputs of batches 1 and 3 (or the batch that the model fixes), and a batch of calibration images."""
-    feeds = random_feeds(model.to_bytes(), BATCHES, seed=int(ctx.rng("prune.proof").integers(1 << 31)))
-    if len(model.inputs) == 1 and len(ctx.calibration):
-        port = model.inputs[0]
-        size = port.shape[0] if port.shape and isinstance(port.shape[0], int) else BATCHES[-1]
-        for batch in ctx.calibration.batches(size, limit=size):
-            if len(batch) == size or not isinstance(port.shape[0], int):
-                feeds.append({port.name: np.asarray(batch, dtype=port.dtype)})
-    return feeds
+    """Random inputs of batches 1 and 3 (or the batch that the model fixes), and calibration images alike."""
+    return model_feeds(model, ctx.calibration, BATCHES, int(ctx.rng("prune.proof").integers(1 << 31)))
 
 
 def check(model: Model, labels: Labels, keep: np.ndarray, feeds: Feeds) -> Verdict:
@@ -106,11 +100,4 @@ def guilty(count: int, holds: Callable[[int], bool]) -> int:
     ``holds(k)`` proves the first ``k`` of ``count``; it is true for none and false for all. Takes log2(count)
     proofs.
     """
-    good, bad = 0, count
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        if holds(middle):
-            good = middle
-        else:
-            bad = middle
-    return bad - 1
+    return bisect_left(range(1, count), True, key=lambda k: not holds(k))

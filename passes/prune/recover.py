@@ -18,7 +18,7 @@ from graphopt.analysis.labels import Labels
 from graphopt.ir import Model
 from graphopt.ir.view import node_view
 from graphopt.passes.prune.ridge import Moments, fit
-from graphopt.passes.prune.running import Network, load_images
+from graphopt.passes.prune.running import BATCH, Network, load_images
 from graphopt.passes.prune.sampling import Sampler, sampler_of
 from graphopt.pipeline import Context
 
@@ -125,7 +125,7 @@ def _chunks(network: Network, consumers: list[_Consumer]) -> Iterator[list[_Cons
     held = 0
     for consumer in consumers:
         shape = [d if isinstance(d, int) else 1 for d in tensors[consumer.target].shape or [1]]
-        size = 4 * shape[consumer.sampler.channel_axis] * _ROWS + 4 * 32 * int(np.prod(shape[1:]))
+        size = 4 * shape[consumer.sampler.channel_axis] * _ROWS + 4 * BATCH * int(np.prod(shape[1:]))
         if chunk and held + size > _STORED:
             yield chunk
             chunk, held = [], 0

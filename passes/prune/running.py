@@ -9,9 +9,9 @@ import numpy as np
 
 from graphopt.ir import Model
 from graphopt.pipeline import Context
-from graphopt.runtime.session import open_session, run_feeds
+from graphopt.runtime.session import open_session, run_feeds, runnable
 
-_BATCH = 32
+BATCH = 32
 _LOADED = 320 << 20  # bytes of images held
 _CACHED = 320 << 20  # bytes of intermediate tensors held
 
@@ -33,7 +33,7 @@ def load_images(model: Model, ctx: Context, limit: int) -> Images:
     fixed = port.shape[0] if port.shape and isinstance(port.shape[0], int) else None
     batches: list[np.ndarray] = []
     held = 0
-    for batch in ctx.calibration.batches(fixed or _BATCH, limit=limit):
+    for batch in ctx.calibration.batches(fixed or BATCH, limit=limit):
         if fixed and len(batch) != fixed:
             break
         batches.append(np.asarray(batch, dtype=port.dtype))
@@ -81,7 +81,8 @@ class Network:
         alive = twin.graph.tensors()
         twin.graph.inputs = [tensors[n] for n in known if n in alive and alive[n].outputs]
         names = [t.name for t in twin.graph.inputs]
-        session = open_session(twin.to_bytes(), threads=self.threads)
+        with runnable(twin) as form:
+            session = open_session(form, threads=self.threads)
 
         def run(number: int) -> dict[str, np.ndarray]:
             feed = {n: known[n][number] for n in names}

@@ -11,9 +11,8 @@ from pathlib import Path
 import onnx
 
 from graphopt.ir import Model, save
+from graphopt.runtime.session import PROVIDER
 from graphopt.runtime.target import Target
-
-_CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ def check_fusion(model: Model, target: Target, planned: Mapping[str, Sequence[st
 
     Raises ONNX Runtime's exception if it does not load the model.
     """
-    if target.provider != _CPU:
+    if target.provider != PROVIDER:
         return None
     import onnxruntime as ort
 
@@ -40,7 +39,7 @@ def check_fusion(model: Model, target: Target, planned: Mapping[str, Sequence[st
         options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.optimized_model_filepath = str(result)
-        ort.InferenceSession(str(source), options, providers=[_CPU])
+        ort.InferenceSession(str(source), options, providers=[PROVIDER])
         nodes = onnx.load(str(result), load_external_data=False).graph.node
     found = Counter(n.op_type for n in nodes)
     counts = {op: sum(found[name] for name in target.fused(op)) for op in sorted(planned)}
