@@ -8,20 +8,16 @@ that have none, dtypes that numpy lacks, attributes that are empty lists.
 from __future__ import annotations
 
 import copy
-import itertools
-import math
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto, numpy_helper
-from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from graphopt.errors import ModelError
+from graphopt.ir.values import StoredSparse, StoredValues, StubValues, is_sparse, nbytes
 
 _READABLE = {
     AttributeProto.FLOAT,
@@ -37,15 +33,6 @@ _READABLE = {
 # feed it (ONNX Runtime reads such files in the same way). They are imported as plain weights, and written as this
 # version.
 _INITIALIZERS_APART = 4
-STUB_LOCATION = "graphopt-stub"
-# Bits of an element of the types that share bytes; numpy gives each element a byte of its own.
-PACKED_BITS: dict[int, int] = {
-    TensorProto.INT4: 4,
-    TensorProto.UINT4: 4,
-    TensorProto.FLOAT4E2M1: 4,
-    TensorProto.INT2: 2,
-    TensorProto.UINT2: 2,
-}
 
 
 @dataclass
@@ -69,59 +56,6 @@ class Header:
         return twin
 
 
-_tokens = itertools.count()
-_origins: dict[int, int] = {}  # by the id of a living array: the token of the stored values that it was read from
-
-
-class _Stored(LazyValues):
-    """Values still in the file's proto. They are read once for all copies of a model, while the array lives."""
-
-    def __init__(self, tensor: TensorProto | onnx.SparseTensorProto, dtype: object) -> None:
-        self.tensor, self.shape, self.dtype = tensor, tensor.dims, dtype
-        self.token = -1 - next(_tokens)  # never the id of an object
-        self._array: weakref.ref[np.ndarray] | None = None
-
-    def load(self) -> np.ndarray:
-        array = self._array() if self._array is not None else None
-        if array is None:
-            array = self._read()
-            self._array = weakref.ref(array)
-            _origins[id(array)] = self.token
-            weakref.finalize(array, _origins.pop, id(array), None)
-        return array
-
-    def _read(self) -> np.ndarray:
-        return np.asarray(numpy_helper.to_array(self.tensor))
-
-
-class StoredValues(_Stored):
-    """An initializer's tensor proto."""
-
-
-class StoredSparse(_Stored, SparseValues):
-    """A sparse initializer's proto; read, it is an ordinary array."""
-
-    def _read(self) -> np.ndarray:
-        values, places = numpy_helper.to_array(self.tensor.values), numpy_helper.to_array(self.tensor.indices)
-        dense = np.zeros(tuple(self.tensor.dims), values.dtype)
-        if places.ndim == 1:
-            dense.reshape(-1)[places] = values
-        else:
-            dense[tuple(places.T)] = values
-        return dense
-
-
-def peek(constant: gs.Constant) -> np.ndarray:
-    """The values of a constant, left as lazy as they were: reading must not change how it is written."""
-    values = constant._values
-    return values.load() if isinstance(values, LazyValues) else values
-
-
-def identity(values: object) -> int:
-    """A number for the values of a constant that reading them does not change, and replacing them does."""
-    return values.token if isinstance(values, _Stored) else _origins.get(id(values), id(values))
-
-
 class EmptyList(list):  # type: ignore[type-arg]
     """An attribute without elements, which has a type all the same."""
 
@@ -131,52 +65,6 @@ class EmptyList(list):  # type: ignore[type-arg]
 
     def copy(self) -> EmptyList:
         return EmptyList(self.kind)
-
-
-class StubValues(LazyValues):
-    """The type and shape of an initializer, exported without its data."""
-
-    def __init__(self, tensor: gs.Constant) -> None:
-        proto = TensorProto(name=tensor.name, data_type=onnx_dtype(tensor), dims=[int(d) for d in tensor.shape])
-        proto.data_location = TensorProto.EXTERNAL
-        proto.external_data.add(key="location", value=STUB_LOCATION)
-        self.tensor, self.shape, self.dtype = proto, proto.dims, tensor.dtype
-
-
-def onnx_dtype(tensor: gs.Tensor) -> int:
-    """The TensorProto data type of a tensor whose dtype is known."""
-    if isinstance(tensor, gs.Constant) and isinstance(tensor._values, LazyValues):
-        proto = getattr(tensor._values, "tensor", None)
-        if isinstance(proto, TensorProto):
-            return int(proto.data_type)
-    elif isinstance(tensor, gs.Constant):
-        return int(onnx.helper.np_dtype_to_tensor_dtype(tensor._values.dtype))
-    return int(dtype_to_onnx(tensor.dtype))
-
-
-def nbytes(tensor: gs.Constant) -> int:
-    """Bytes of an initializer's data, without loading it; for text, an estimate."""
-    return data_bytes(onnx_dtype(tensor), math.prod(int(d) for d in tensor.shape))
-
-
-def data_bytes(kind: int, count: int) -> int:
-    """Bytes that ``count`` elements of a TensorProto data type take in a file; for text, an estimate."""
-    if kind == TensorProto.STRING:
-        return 16 * count
-    if kind in PACKED_BITS:
-        return (count * PACKED_BITS[kind] + 7) // 8
-    return count * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
-
-
-def is_sparse(tensor: gs.Constant) -> bool:
-    """Whether an initializer was given by its nonzero values, and is written so again."""
-    return not isinstance(getattr(tensor._values, "tensor", TensorProto()), TensorProto)
-
-
-def is_plain(tensor: gs.Constant) -> bool:
-    """Whether the bytes of an initializer's array are the bytes that a file holds."""
-    kind = onnx_dtype(tensor)
-    return kind != TensorProto.STRING and kind not in PACKED_BITS and not is_sparse(tensor)
 
 
 def walk_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -12,7 +12,8 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from graphopt.errors import ModelError
-from graphopt.ir.convert import PACKED_BITS, StoredValues, data_bytes, walk_graphs
+from graphopt.ir.convert import walk_graphs
+from graphopt.ir.values import PACKED_BITS, StoredValues, data_bytes
 
 _STORABLE = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED, TensorProto.STRING}
 

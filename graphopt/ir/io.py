@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from graphopt import atomic
 from graphopt.errors import ModelError, UsageError
-from graphopt.ir import convert, external
+from graphopt.ir import external, values
 from graphopt.ir.model import Model, Source
 from graphopt.ir.shapes import infer_shapes
 from graphopt.ir.verify import verify_input
@@ -153,7 +153,7 @@ def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRES
     try:
         staged: Staged | None = None
         with contextlib.ExitStack() as stack:
-            weights = sum(convert.nbytes(c) for c in model.constants())
+            weights = sum(values.nbytes(c) for c in model.constants())
             data: Path | None = None
             if weights > external_above:
                 data, existed, proto = _write_data(model, target)
@@ -184,7 +184,7 @@ def save(model: Model, target: str | Path, external_above: int = EXTERNAL_THRESH
         staged.commit()
 
 
-class _PlacedValues(convert.StubValues):
+class _PlacedValues(values.StubValues):
     """An initializer exported as a reference into the data file."""
 
     def __init__(self, tensor: gs.Constant, offset: int, length: int) -> None:
@@ -204,13 +204,13 @@ def _write_data(model: Model, target: Path) -> tuple[Path, bool, onnx.ModelProto
         with atomic.temporary(target, ".data.tmp") as draft:
             with draft.open("wb") as file:
                 for constant in model.constants():
-                    length = convert.nbytes(constant)
-                    if length < _INLINE_BELOW or not convert.is_plain(constant):
+                    length = values.nbytes(constant)
+                    if length < _INLINE_BELOW or not values.is_plain(constant):
                         continue
                     padding = bytes(-offset % _ALIGNMENT)
                     for chunk in (
                         padding,
-                        np.ascontiguousarray(convert.peek(constant)).reshape(-1).view(np.uint8).data,
+                        np.ascontiguousarray(values.peek(constant)).reshape(-1).view(np.uint8).data,
                     ):
                         file.write(chunk)
                         digest.update(chunk)
@@ -223,8 +223,8 @@ def _write_data(model: Model, target: Path) -> tuple[Path, bool, onnx.ModelProto
             atomic.replace(draft, final)
         proto = model.to_proto()
     finally:
-        for constant, values in placed:
-            constant._values = values  # type: ignore[assignment]
+        for constant, earlier in placed:
+            constant._values = earlier  # type: ignore[assignment]
     for tensor in external.external_tensors(proto):
         tensor.external_data[0].value = final.name
     return final, existed, proto

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt.ir import convert
+from graphopt.ir.values import identity
 
 # graphsurgeon prints to stdout, which belongs to the result. What it would warn about is checked by ``ir.verify``;
 # what it calls critical, it raises as well.
@@ -176,7 +177,7 @@ class Model:
                 parts.append(tuple(t.name for t in node.inputs))
                 parts.append(tuple(t.name for t in node.outputs))
             parts.append(tuple(t.name for t in graph.inputs + graph.outputs))
-        parts.extend((c.name, convert.identity(c._values)) for c in self.constants())
+        parts.extend((c.name, identity(c._values)) for c in self.constants())
         return hash(tuple(parts))
 
     def _all_names(self) -> Iterator[str]:
@@ -193,7 +194,7 @@ def _freeze(attrs: dict[str, object]) -> tuple[object, ...]:
         if isinstance(value, list):
             return tuple(one(v) for v in value)
         if isinstance(value, gs.Constant):
-            return (value.name, convert.identity(value._values))
+            return (value.name, identity(value._values))
         if isinstance(value, gs.Graph):
             return "graph"
         return value if isinstance(value, int | float | str | bytes) else id(value)

@@ -11,7 +11,7 @@ import onnx
 
 from graphopt.errors import ContractError, GraphoptError, PassError
 from graphopt.ir import Model, Snapshot, verify
-from graphopt.ir.convert import nbytes
+from graphopt.ir.values import nbytes
 from graphopt.pipeline import exactness
 from graphopt.pipeline.base import Kind, Pass, PassResult, Skipped
 from graphopt.pipeline.context import Context

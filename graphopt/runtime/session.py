@@ -99,7 +99,7 @@ def runnable(model: Model) -> Iterator[bytes | Path]:
     A session that was opened within the block can be used after it.
     """
     from graphopt.ir import save
-    from graphopt.ir.convert import nbytes
+    from graphopt.ir.values import nbytes
 
     if sum(nbytes(c) for c in model.constants()) < _IN_MEMORY:
         yield model.to_bytes()

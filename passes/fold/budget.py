@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphopt.ir.convert import nbytes
+from graphopt.ir.values import nbytes
 from graphopt.passes.fold.index import plain_dtype
 from graphopt.passes.fold.workbench import Workbench
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from graphopt import Context, Kind, Model, Pass, PassResult, option
-from graphopt.ir.convert import nbytes
+from graphopt.ir.values import nbytes
 from graphopt.passes.fold.batchnorm import fold_affine, fold_batchnorm
 from graphopt.passes.fold.cleanup import (
     bypass,

@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt import Model
-from graphopt.ir.convert import peek
+from graphopt.ir.values import peek
 from graphopt.ir.view import is_standard, reads
 
 # Types that ONNX Runtime takes from and gives to numpy; others (bfloat16, 8-bit floats, 4-bit integers) are not

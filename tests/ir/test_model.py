@@ -10,7 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import Model, ModelError, load, save
 from graphopt.ir import infer_shapes, verify
-from graphopt.ir.convert import nbytes, walk_graphs
+from graphopt.ir.convert import walk_graphs
+from graphopt.ir.values import nbytes
 from graphopt.runtime.session import open_session, run_feeds
 
 BRANCHES = """<ir_version: 8, opset_import: ["" : 17]>

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import Model, ModelError, load, save
-from graphopt.ir.convert import nbytes, onnx_dtype
+from graphopt.ir.values import nbytes, onnx_dtype
 from graphopt.runtime.session import open_session, run_feeds
 
 COUNT = 5000  # enough to be stored apart
