@@ -41,9 +41,7 @@ def eager() -> Target:
     """The CPU as it is, but where int8 pays even for the smallest operator, so that small graphs are quantized."""
     target = get_target("ort-cpu")
     free = OpCost(1e9, 0.0)
-    return dataclasses.replace(
-        target, reduce_range=False, costs=dataclasses.replace(target.costs, ops=(), default=free)
-    )
+    return dataclasses.replace(target, costs=dataclasses.replace(target.costs, ops=(), default=free))
 
 
 @dataclasses.dataclass
