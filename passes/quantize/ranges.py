@@ -75,14 +75,18 @@ def quantize_weights(
 
     ``axis`` is that of the output channels, ``bias`` [channels]. An int32 accumulator holds products and bias
     together: where it could overflow, the channel's weight scale is widened until it cannot (``widened`` counts such
-    channels). ``reduce_range`` uses 7 bits.
+    channels). ``reduce_range`` is for CPUs that add two products in 16 bits: the two largest weights of a channel then
+    sum to at most 128 steps, so that no pair of products with uint8 values can saturate. Where one weight stands out,
+    that is finer than the usual 7 bits for all.
 
     With ``input_means`` [input channels], the mean shift that rounding the weights gives each output channel is taken
     out of its bias (Nagel et al. 2019, Data-Free Quantization, section 4.2, with means measured instead of derived).
     """
-    limit = 63 if reduce_range else 127
+    limit = 127
     rows = np.moveaxis(np.asarray(weight, np.float64), axis, 0).reshape(weight.shape[axis], -1)
     peak = np.abs(rows).max(axis=1, initial=0.0)
+    if reduce_range and rows.shape[1] > 1:
+        peak = np.partition(np.abs(rows), -2, axis=1)[:, -2:].sum(axis=1)  # rounding adds half a step to each
     if not per_channel:
         peak = np.full_like(peak, peak.max(initial=0.0))
     # Neither a scale nor its product with the input's, the bias's scale, may vanish in float32.

@@ -251,13 +251,15 @@ def test_values_that_are_not_finite_are_named(graph, quantized):
 # --- options ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("reduce", "limit"), [(True, 63), (False, 127)])
-def test_weights_within_seven_bits(graph, quantized, run, eager_target, reduce, limit):
+@pytest.mark.parametrize("reduce", [True, False])
+def test_weights_within_the_targets_range(graph, quantized, run, eager_target, reduce):
     target = dataclasses.replace(eager_target, reduce_range=reduce)
     text = graph(CONV + "r = Relu(c) y = Conv(r, v)", IMAGE, "[N,4,8,8]", w=W, b=B, v=(3, 4, 8, 1, 1))
     x = np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
     out = quantized(text, x=x, target=target)
-    assert [int(np.abs(w).max()) for w in weights_of(out.model)] == [limit] * 2
+    for weight in weights_of(out.model):
+        pair = np.sort(np.abs(weight.astype(int)).reshape(len(weight), -1), axis=1)[:, -2:].sum(axis=1).max()
+        assert 126 <= pair <= 128 if reduce else 128 < pair
     # Without the fused kernels, which saturate on 8-bit weights where the CPU has no VNNI.
     out.output = run(out.model, x, optimize=False)
     assert out.error < 0.03

@@ -67,9 +67,18 @@ def test_one_scale_a_tensor() -> None:
     assert result.scales.shape == (1,) and result.bias_scales is not None and result.bias_scales.shape == (1,)
 
 
-def test_seven_bits() -> None:
-    values = quantize_weights(np.random.default_rng(0).normal(size=(4, 9)), 0, None, 1.0, reduce_range=True).values
-    assert np.abs(values).max() == 63
+@pytest.mark.parametrize("spread", ["normal", "outlier", "equal", "single"])
+def test_no_pair_of_products_can_saturate(spread: str) -> None:
+    weight = np.random.default_rng(0).normal(size=(16, 1 if spread == "single" else 50))
+    if spread == "outlier":
+        weight[:, 7] *= 20
+    elif spread == "equal":
+        weight[:] = np.sign(weight)
+    values = quantize_weights(weight, 0, None, 1.0, reduce_range=True).values.astype(int)
+    pairs = np.sort(np.abs(values), axis=1)[:, -2:].sum(axis=1)
+    assert 126 <= pairs.max() <= 128 and 255 * pairs.max() < 2**15
+    if spread == "outlier":
+        assert np.abs(values).max() > 64  # finer than 7 bits for all
 
 
 def test_a_bias_has_the_scale_of_the_products() -> None:
