@@ -46,7 +46,7 @@ def test_a_pipeline_runs_from_an_installed_wheel(root: Path, tmp_path: Path, cla
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["status"] == "ok" and report["pipeline"] == "fold,prune{macs=0.8},quantize"
+    assert report["status"] == "ok" and report["pipeline"] == "simplify,prune{macs=0.8},quantize"
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from typing import Any
 from graphopt.errors import UsageError
 from graphopt.spec import unknown
 
-DEFAULT_PASSES = "fold"
+DEFAULT_PASSES = "simplify"
 
 
 @dataclass(frozen=True)

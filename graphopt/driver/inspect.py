@@ -15,7 +15,7 @@ from graphopt.driver.config import Settings
 from graphopt.driver.inputs import prepare
 from graphopt.errors import GraphoptError
 from graphopt.ir import Model, load
-from graphopt.pipeline import Context, Pass, Registry, format_pipeline
+from graphopt.pipeline import Context, Pass, Pipeline, Registry, format_pipeline
 from graphopt.pipeline.manager import PassManager
 from graphopt.progress import Progress
 from graphopt.report.build import record
@@ -31,7 +31,7 @@ def inspect_model(
     registry = Registry()
     for file in load_passes:
         registry.load_file(file)
-    tries = [passes] if passes else registry.names()
+    tries = [passes] if passes else _everything(registry)
     pipelines = [registry.build(text) for text in tries]
     model = load(path)
     cost = CostAnalysis().compute(model, None)
@@ -67,10 +67,17 @@ def inspect_model(
     }
 
 
+def _everything(registry: Registry) -> list[str]:
+    """Every pipeline, and every pass that is in none."""
+    pipelines = [registry.pipeline(name) for name in registry.pipelines()]
+    covered = {step.name for pipeline in pipelines for step in pipeline.passes}
+    return [*(p.name for p in pipelines), *(n for n in registry.names() if n not in covered)]
+
+
 def _channels(model: Model, registry: Registry, ctx: Context) -> dict[str, Any]:
     """Channels that can be removed together, and those that must stay, as pruning would see them: folded first."""
     folded = model.copy()
-    PassManager(registry.build("fold")).run(folded, ctx)
+    PassManager(registry.build("simplify")).run(folded, ctx)
     labels = ctx.analysis(ChannelLabels(), folded)
     return {
         "families": [
@@ -85,7 +92,7 @@ def _channels(model: Model, registry: Registry, ctx: Context) -> dict[str, Any]:
     }
 
 
-def _try(steps: list[Pass], model: Model, ctx: Context) -> dict[str, Any]:
+def _try(steps: list[Pass | Pipeline], model: Model, ctx: Context) -> dict[str, Any]:
     manager = PassManager(steps)
     entry: dict[str, Any] = {"pipeline": format_pipeline(steps), "error": None}
     try:

@@ -15,7 +15,7 @@ from graphopt.driver.inputs import Inputs, classes, prepare
 from graphopt.errors import GraphoptError, PassError
 from graphopt.ir import Model, load
 from graphopt.ir.io import Staged, check_writable, stage
-from graphopt.pipeline import Context, Pass, Registry, format_pipeline
+from graphopt.pipeline import Context, Pass, Pipeline, Registry, format_pipeline
 from graphopt.pipeline.hooks import DumpIR, Hook, Reproducer
 from graphopt.pipeline.manager import PassManager
 from graphopt.progress import Progress
@@ -206,7 +206,7 @@ def _failed(story: build.Story, before: _Facts, error: GraphoptError, report_pat
     return Outcome(report, error.exit_code, report_path, error)
 
 
-def _stamp(model: Model, passes: list[Pass]) -> None:
+def _stamp(model: Model, passes: list[Pass | Pipeline]) -> None:
     model.metadata["graphopt.version"] = graphopt.__version__
     model.metadata["graphopt.pipeline"] = format_pipeline(passes)
     if model.source is not None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
 
 from graphopt.ir.convert import pairs
 from graphopt.ir.model import Model
+from graphopt.ir.values import nbytes, onnx_dtype, peek
 
 # Larger initializers are replaced by their type and shape: inference reads values only of shape-like constants.
 _VALUES_BELOW = 2048
@@ -41,6 +45,40 @@ def infer_shapes(model: Model, *, fresh: bool = False) -> None:
             if shape is not None:
                 tensor.shape = [_tidy(d) for d in shape]
     model.touch()
+
+
+def infer_node(model: Model, node: gs.Node) -> None:
+    """Fill in what a node's own inference says of its outputs; what is unknown of its inputs stays unknown."""
+    try:
+        schema = onnx.defs.get_schema(node.op, model.opset, "")
+        proto = OnnxExporter.export_node(node)
+        types = {t.name: _type(t) for t in node.inputs if t.name}
+        data = {
+            t.name: onnx.numpy_helper.from_array(np.asarray(peek(t)), t.name)
+            for t in node.inputs
+            if isinstance(t, gs.Constant) and nbytes(t) <= _VALUES_BELOW
+        }
+        imports = [onnx.helper.make_opsetid(d, v) for d, v in model.header.opsets.items()]
+        found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return  # nothing is known, which is allowed
+    for tensor in node.outputs:
+        kind = found.get(tensor.name)
+        if kind is None or not kind.HasField("tensor_type") or not isinstance(tensor, gs.Variable):
+            continue
+        value = onnx.ValueInfoProto(name=tensor.name, type=kind)
+        if tensor.dtype is None and kind.tensor_type.elem_type:
+            tensor.dtype = get_onnx_tensor_dtype(value)
+        shape = get_onnx_tensor_shape(value)
+        if shape is not None:
+            tensor.shape = [_tidy(d) for d in shape]
+
+
+def _type(tensor: gs.Tensor) -> onnx.TypeProto:
+    kind = TensorProto.UNDEFINED if tensor.dtype is None else onnx_dtype(tensor)
+    # Open dimensions without a name are written as None, by graphsurgeon as -1 at times.
+    shape = None if tensor.shape is None else [None if isinstance(d, int) and d < 0 else d for d in tensor.shape]
+    return onnx.helper.make_tensor_type_proto(kind, shape)
 
 
 def _tidy(dim: int | str | None) -> int | str | None:

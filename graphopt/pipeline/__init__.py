@@ -1,6 +1,6 @@
 """Passes, their text form, and the manager that runs and checks them."""
 
-from graphopt.pipeline.base import Kind, OptionInfo, Pass, PassResult, Skipped, option
+from graphopt.pipeline.base import Kind, OptionInfo, Pass, PassResult, Pipeline, Skipped, option
 from graphopt.pipeline.context import Context
 from graphopt.pipeline.registry import Registry, format_pipeline
 
@@ -10,6 +10,7 @@ __all__ = [
     "OptionInfo",
     "Pass",
     "PassResult",
+    "Pipeline",
     "Registry",
     "Skipped",
     "format_pipeline",

@@ -145,6 +145,18 @@ class Pass(ABC):
         return text.splitlines()[0] if written else ""
 
 
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes under one name, repeated in their order until none of them changes the model."""
+
+    name: str
+    passes: tuple[Pass, ...]
+
+    @property
+    def spec(self) -> str:
+        return self.name
+
+
 def _type_name(kind: Any) -> str:
     names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
     origin = typing.get_origin(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,27 +33,30 @@ class Inexact(ContractError):
         self.index = index
 
 
-def check(states: list[Model], specs: list[str], ctx: Context) -> dict[str, Any]:
-    """Compare the first and the last of ``states`` in ONNX Runtime, without optimizations.
+def check(
+    first: Model, last: Model, specs: list[str], replay: Callable[[], list[Model]], ctx: Context
+) -> dict[str, Any]:
+    """Compare two states of a model in ONNX Runtime, without optimizations. Returns what the report says of it.
 
-    The EXACT pass ``specs[i]`` turned ``states[i]`` into ``states[i + 1]``. Returns what the report says of it.
+    The EXACT passes ``specs`` turned one into the other; ``replay`` gives the states before and after each of them.
     Raises Inexact naming the pass, and where it can be told the node, whose change moved an output by more than
     ``TOLERANCE`` of the largest output value.
     """
-    random = next((n.name for g in states[0].graphs() for n in g.nodes if n.op in RANDOM_OPS), None)
+    random = next((n.name for g in first.graphs() for n in g.nodes if n.op in RANDOM_OPS), None)
     if random is not None:
         return {"checked": False, "reason": f"node {random!r} is random, so no two runs are equal"}
-    feeds = model_feeds(states[0], ctx.calibration, _BATCHES, ctx.seed)
+    feeds = model_feeds(first, ctx.calibration, _BATCHES, ctx.seed)
     try:
-        found = _difference(states[0], states[-1], feeds)
+        found = _difference(first, last, feeds)
     except ModelError as error:
-        if not _runs(states[0]):
+        if not _runs(first):
             return {"checked": False, "reason": f"ONNX Runtime cannot run the model: {error.message}"}
-        index = _first_bad(states, feeds)
+        index = _first_bad(replay(), feeds)
         message = f"after {specs[index]!r} ONNX Runtime cannot run the model: {error.message}"
         raise Inexact(index, message) from error
     if found.equal:
         return {"checked": True, "max_relative_error": found.max_rel, "tolerance": TOLERANCE}
+    states = replay()
     index = _first_bad(states, feeds)
     node = _first_bad_node(states[index], states[index + 1], feeds)
     where = f", first at node {node!r}" if node else ""

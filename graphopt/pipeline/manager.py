@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
@@ -13,7 +13,7 @@ from graphopt.errors import ContractError, GraphoptError, PassError
 from graphopt.ir import Model, Snapshot, verify
 from graphopt.ir.values import nbytes
 from graphopt.pipeline import exactness
-from graphopt.pipeline.base import Kind, Pass, PassResult, Skipped
+from graphopt.pipeline.base import Kind, Pass, PassResult, Pipeline, Skipped
 from graphopt.pipeline.context import Context
 from graphopt.pipeline.hooks import Hook
 
@@ -32,85 +32,158 @@ class Record:
     exactness: dict[str, Any] | None = None
 
 
+# A pipeline that repeats until nothing changes ends sooner, unless two of its passes undo each other.
+_MOST_ROUNDS = 10
+
+
 class PassManager:
-    """Runs a list of passes over a model.
+    """Runs a list of passes and pipelines over a model; a pipeline repeats its passes until none changes anything.
 
     ``verify_each`` adds ``onnx.checker`` and a load in ONNX Runtime after each pass. ``records`` grows while the
-    passes run, so that a failure leaves the story up to it.
+    passes run, so that a failure leaves the story up to it: one a pass, and one more for each later round of a
+    pipeline in which it changed something.
     """
 
-    def __init__(self, passes: Sequence[Pass], hooks: Sequence[Hook] = (), verify_each: bool = False) -> None:
+    def __init__(
+        self, passes: Sequence[Pass | Pipeline], hooks: Sequence[Hook] = (), verify_each: bool = False
+    ) -> None:
         self.passes, self.hooks, self.verify_each = list(passes), list(hooks), verify_each
         self.records: list[Record] = []
+        self._exact = _Segment()
+        self._ran = 0
+        self._state: _State | None = None
 
     def run(self, model: Model, ctx: Context) -> list[Record]:
         """Run all passes. Raises PassError when a pass fails or breaks a promise."""
-        pending: list[tuple[int, Model]] = []  # EXACT passes not compared yet: index, and the model before
-        for index, step in enumerate(self.passes):
-            if step.kind is Kind.LOSSY:
-                self._check_exact(pending, model, ctx)
-                pending = []
-            start = model.copy()
-            result = self._run_one(index, start, model, ctx)
-            if step.kind is Kind.EXACT and result.changed:
-                pending.append((index, start))
-        self._check_exact(pending, model, ctx)
+        for step in self.passes:
+            if isinstance(step, Pipeline):
+                self._run_pipeline(step, model, ctx)
+            else:
+                self._run_one(step, model, ctx)
+        self._check_exact(model, ctx)
         return self.records
 
-    def _check_exact(self, pending: list[tuple[int, Model]], model: Model, ctx: Context) -> None:
-        if not pending:
-            return
-        specs = [self.passes[index].spec for index, _ in pending]
-        ctx.progress.log(f"comparing with the model before {', '.join(specs)}")
-        try:
-            verdict = exactness.check([*(start for _, start in pending), model], specs, ctx)
-        except exactness.Inexact as error:
-            index, start = pending[error.index]
-            raise self._failure(index, start, error) from error
-        for index, _ in pending:
-            self.records[index].exactness = verdict
+    def _run_pipeline(self, pipeline: Pipeline, model: Model, ctx: Context) -> None:
+        latest: dict[Pass, Record] = {}
+        idle = 0  # passes in a row that changed nothing: with all of them, another round would change nothing
+        for round_ in range(_MOST_ROUNDS):
+            for step in pipeline.passes:
+                if idle == len(pipeline.passes):
+                    return
+                record = self._run_one(step, model, ctx, keep=round_ == 0)
+                # What was left alone at first may be gone by now.
+                latest.setdefault(step, record).skipped = record.skipped
+                idle = 0 if record.changed else idle + 1
+        if idle < len(pipeline.passes):
+            ctx.progress.warn(f"{pipeline.name!r} still changed the model in round {_MOST_ROUNDS}; stopped there")
 
-    def _run_one(self, index: int, start: Model, model: Model, ctx: Context) -> PassResult:
-        """Run one pass on ``model``; ``start`` is a copy of it."""
-        step = self.passes[index]
+    def _run_one(self, step: Pass, model: Model, ctx: Context, keep: bool = True) -> Record:
+        """Run one pass and append its record, unless it changed nothing and need not be kept."""
+        if step.kind is Kind.LOSSY:
+            self._check_exact(model, ctx)
+        if self._exact.start is None:
+            self._exact.start = model.copy()
         ctx.progress.log(f"pass {step.spec}")
+        index, self._ran = self._ran, self._ran + 1
         for hook in self.hooks:
             hook.before(index, step, model)
-        before, size, mark = Snapshot.of(model), _size(model), model.fingerprint()
+        before = self._state if self._state is not None and self._state.revision == model.revision else _State.of(model)
         began = time.perf_counter()
         try:
             result = step.run(model, ctx)
             seconds = time.perf_counter() - began
-            self._verify(step, model, before, result, mark)
+            after = self._verify(step, model, before, result)
         except Exception as error:
             if isinstance(error, GraphoptError) and not isinstance(error, ContractError):
                 raise  # said on purpose, to the user
-            raise self._failure(index, start, error) from error
-        delta = {key: value - size[key] for key, value in _size(model).items()}
+            raise self._failure(index, step, self._exact.replay(ctx)[-1], error) from error
+        delta = {key: value - before.size[key] for key, value in after.size.items()}
         record = Record(
             step.spec, step.kind.value, result.changed, seconds, delta, result.metrics, list(result.skipped)
         )
-        self.records.append(record)
+        self._state = after
+        if keep or result.changed:
+            self.records.append(record)
         for hook in self.hooks:
             hook.after(index, step, model, result)
         ctx.forget(model)
-        return result
+        if step.kind is Kind.LOSSY:
+            self._exact = _Segment()
+        elif result.changed:
+            self._exact.add(index, step, record)
+        return record
 
-    def _verify(self, step: Pass, model: Model, before: Snapshot, result: PassResult, mark: int) -> None:
+    def _check_exact(self, model: Model, ctx: Context) -> None:
+        segment, self._exact = self._exact, _Segment()
+        if segment.start is None or not segment.steps:
+            return
+        specs = [step.spec for step in segment.steps]
+        ctx.progress.log(f"comparing with the model before {', '.join(dict.fromkeys(specs))}")
+        try:
+            verdict = exactness.check(segment.start, model, specs, lambda: segment.replay(ctx), ctx)
+        except exactness.Inexact as error:
+            start = segment.replay(ctx)[error.index]
+            raise self._failure(segment.indices[error.index], segment.steps[error.index], start, error) from error
+        for record in segment.records:
+            record.exactness = verdict
+
+    def _verify(self, step: Pass, model: Model, before: _State, result: PassResult) -> _State:
         if not isinstance(result, PassResult):
             raise ContractError(f"the pass {step.name!r} returned {type(result).__name__}, not a PassResult")
-        if not result.changed and model.fingerprint() != mark:
-            raise ContractError(f"the pass {step.name!r} changed the model and says that it did not")
-        verify(model, before, f"the pass {step.name!r}")
+        if not result.changed:
+            if model.fingerprint() != before.mark:
+                raise ContractError(f"the pass {step.name!r} changed the model and says that it did not")
+            return replace(before, revision=model.revision)
+        verify(model, before.snapshot, f"the pass {step.name!r}")
         if self.verify_each:
             _deep_check(step, model)
+        return _State.of(model)
 
-    def _failure(self, index: int, start: Model, error: Exception) -> PassError:
-        step = self.passes[index]
+    def _failure(self, index: int, step: Pass, start: Model, error: Exception) -> PassError:
         notes = [note for hook in self.hooks if (note := hook.failed(index, step, start, error))]
         if isinstance(error, ContractError):
             return ContractError(error.message, "; ".join(filter(None, [error.hint, *notes])))
         return PassError(f"the pass {step.name!r} failed: {type(error).__name__}: {error}", "; ".join(notes))
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the manager knows of the model between two passes, so that a pass that changes nothing costs little."""
+
+    revision: int
+    snapshot: Snapshot
+    size: dict[str, int]
+    mark: int
+
+    @classmethod
+    def of(cls, model: Model) -> _State:
+        return cls(model.revision, Snapshot.of(model), _size(model), model.fingerprint())
+
+
+@dataclass
+class _Segment:
+    """EXACT passes not compared yet. One copy of the model before them is kept; passes being deterministic, the
+    states between them can be had again by running them on it, which only a failure needs."""
+
+    start: Model | None = None
+    indices: list[int] = field(default_factory=list)
+    steps: list[Pass] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+
+    def add(self, index: int, step: Pass, record: Record) -> None:
+        self.indices.append(index)
+        self.steps.append(step)
+        self.records.append(record)
+
+    def replay(self, ctx: Context) -> list[Model]:
+        """The model before the first step, and after each step."""
+        assert self.start is not None
+        states = [self.start]
+        for step in self.steps:
+            model = states[-1].copy()
+            step.run(model, ctx)
+            states.append(model)
+        return states
 
 
 def _size(model: Model) -> dict[str, int]:

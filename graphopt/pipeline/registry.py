@@ -14,9 +14,10 @@ from typing import Any
 
 from graphopt import spec
 from graphopt.errors import PassError, UsageError
-from graphopt.pipeline.base import Pass
+from graphopt.pipeline.base import Pass, Pipeline
 
 GROUP = "graphopt.passes"
+PIPELINES = "graphopt.pipelines"
 
 
 class Registry:
@@ -25,8 +26,26 @@ class Registry:
     def __init__(self) -> None:
         self._points = {p.name: p for p in importlib.metadata.entry_points(group=GROUP)}
         self._classes: dict[str, type[Pass]] = {}
+        self._pipelines = {p.name: p for p in importlib.metadata.entry_points(group=PIPELINES)}
+
+    def pipelines(self) -> list[str]:
+        """Names of pipelines: lists of passes that repeat until nothing changes."""
+        return sorted(self._pipelines)
+
+    def pipeline(self, name: str) -> Pipeline:
+        """The pipeline called ``name``, of passes with their default options."""
+        point = self._pipelines[name]
+        try:
+            names: tuple[str, ...] = tuple(point.load())
+        except Exception as error:
+            raise PassError(
+                f"the pipeline {name!r} of {point.value} cannot be imported: {error}",
+                "reinstall the package it comes from",
+            ) from error
+        return Pipeline(name, tuple(self.get(n)() for n in names))
 
     def names(self) -> list[str]:
+        """Names of passes."""
         return sorted({*self._points, *self._classes})
 
     def get(self, name: str) -> type[Pass]:
@@ -34,7 +53,7 @@ class Registry:
         if name in self._classes:
             return self._classes[name]
         if name not in self._points:
-            raise spec.unknown("pass", name, self.names())
+            raise spec.unknown("pass", name, [*self.names(), *self.pipelines()])
         point = self._points[name]
         try:
             cls = point.load()
@@ -96,8 +115,10 @@ class Registry:
             self.add(cls)
         return found
 
-    def build(self, passes: str | Iterable[str | dict[str, Any]]) -> list[Pass]:
+    def build(self, passes: str | Iterable[str | dict[str, Any]]) -> list[Pass | Pipeline]:
         """Turn specification text, or a list of texts and ``{name=..., option=...}`` tables, into passes.
+
+        A name may be that of a pipeline.
 
         Passes named in ``requires`` that have not run by then are inserted before the pass that needs them.
         """
@@ -109,20 +130,37 @@ class Registry:
                 items.append(spec.Item(entry["name"], {k: v for k, v in entry.items() if k != "name"}))
             else:
                 raise UsageError(f"a pass must be text or a table with a name, not {entry!r}")
-        built: list[Pass] = []
+        built: list[Pass | Pipeline] = []
         for item in items:
-            self._append(built, self.get(item.name).from_options(item.options), ())
+            self._append(built, self._make(item), ())
         return built
 
-    def _append(self, built: list[Pass], new: Pass, chain: tuple[str, ...]) -> None:
+    def _make(self, item: spec.Item) -> Pass | Pipeline:
+        if item.name not in self._pipelines or item.name in self._classes:
+            return self.get(item.name).from_options(item.options)
+        if item.options:
+            names = ", ".join(p.name for p in self.pipeline(item.name).passes)
+            raise UsageError(
+                f"the pipeline {item.name!r} takes no options", f"give them to its passes, written out: {names}"
+            )
+        return self.pipeline(item.name)
+
+    def _append(self, built: list[Pass | Pipeline], new: Pass | Pipeline, chain: tuple[str, ...]) -> None:
         if new.name in chain:
             raise PassError("passes require each other: " + " -> ".join((*chain, new.name)))
-        for name in new.requires:
-            if all(p.name != name for p in built):
-                self._append(built, self.get(name)(), (*chain, new.name))
+        needed = new.requires if isinstance(new, Pass) else [r for p in new.passes for r in p.requires]
+        own = [] if isinstance(new, Pass) else [p.name for p in new.passes]
+        for name in needed:
+            if name not in own and not any(name in _provides(p) for p in built):
+                self._append(built, self._make(spec.Item(name)), (*chain, new.name))
         built.append(new)
 
 
-def format_pipeline(passes: Iterable[Pass]) -> str:
+def _provides(step: Pass | Pipeline) -> set[str]:
+    """Names that a step answers to when another one requires them."""
+    return {step.name, *(p.name for p in step.passes)} if isinstance(step, Pipeline) else {step.name}
+
+
+def format_pipeline(passes: Iterable[Pass | Pipeline]) -> str:
     """Canonical text of a pipeline; ``Registry.build`` reads it back."""
     return ",".join(p.spec for p in passes)

@@ -17,8 +17,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.values import nbytes
-from graphopt.passes.fold.index import plain_dtype
-from graphopt.passes.fold.workbench import Workbench
+from graphopt.rewrite import Workbench
+from graphopt.rewrite.index import plain_dtype
 
 # The largest tensor that is computed, even if only a small part of it stays. Weights may be larger.
 WORKING_BYTES = 256 << 20

@@ -11,9 +11,9 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from graphopt.errors import ModelError
+from graphopt.ir.values import peek
 from graphopt.passes.fold.budget import Plan, plan
-from graphopt.passes.fold.index import peek
-from graphopt.passes.fold.workbench import Workbench
+from graphopt.rewrite import Workbench
 from graphopt.runtime.session import open_session, run_feeds
 
 
@@ -92,7 +92,7 @@ def _replace(bench: Workbench, chosen: Plan, values: dict[str, np.ndarray]) -> N
             bench.make_constant(node, mine)
         else:
             bench.remove(node)
-        bench.counts["constants_folded"] += 1
+        bench.counts["constants"] += 1
 
 
 def _ends(nodes: list[gs.Node]) -> list[gs.Tensor]:

@@ -6,27 +6,22 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.passes.fold.shape_values import Element, ShapeValues, dims
-from graphopt.passes.fold.workbench import Workbench
+from graphopt.rewrite import Workbench
 
 
-def constant_target(values: ShapeValues, bench: Workbench, node: gs.Node) -> None:
+def constant_target(values: ShapeValues, bench: Workbench, node: gs.Node) -> str | None:
     """Give a Reshape a constant target if that is provably the computed one."""
-    if len(node.inputs) < 2:
-        return
-    if isinstance(node.inputs[1], gs.Constant):
-        bench.unskip(node)  # evaluation may have computed it since
-        return
+    if len(node.inputs) < 2 or isinstance(node.inputs[1], gs.Constant):
+        return None
     value = values.of(bench, node.inputs[1])
     target = None
     if value is not None and not value.scalar:
         target = solve(value.elements, dims(node.inputs[0]), bool(node.attrs.get("allowzero", 0)))
     if target is None:
-        bench.skip(node, "its target shape is computed, and not provably one that a constant could express")
-        return
-    bench.unskip(node)
+        return "its target shape is computed, and not provably one that a constant could express"
     new = bench.model.constant(f"{node.name}_shape", np.array(target, np.int64))
     bench.put_input(node, 1, new)
-    bench.counts["shapes_folded"] += 1
+    return None
 
 
 def solve(elements: tuple[Element, ...], source: tuple[Element, ...] | None, allow_zero: bool) -> list[int] | None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.passes.fold.index import plain_dtype
-from graphopt.passes.fold.workbench import Workbench
+from graphopt.rewrite import Workbench
+from graphopt.rewrite.index import plain_dtype
 
 Element = int | str | tuple[str, int] | None
 _LONGEST = 64  # elements; shapes are short, data is not interpreted
@@ -73,34 +73,33 @@ class ShapeValues:
             return Value(tuple(int(v) for v in array.reshape(-1)), array.ndim == 0)
         return self._values.get(tensor.name)
 
-    def visit(self, bench: Workbench, node: gs.Node) -> None:
+    def visit(self, bench: Workbench, node: gs.Node) -> str | None:
         """Interpret a node. A result without unknowns replaces it; a partial one is remembered for its readers."""
         step = _STEPS.get(node.op)
         if step is None or not node.inputs or len(node.outputs) != 1:
-            return
+            return None
         target = node.outputs[0]
         value = step(self, bench, node)
         if value is None or len(value.elements) > _LONGEST:
-            return
+            return None
         dtype = np.dtype(np.int64) if node.op in ("Shape", "Size") else plain_dtype(target)
         if dtype is None or dtype.kind not in "iu":
-            return
+            return None
         limits = np.iinfo(dtype)
         if any(isinstance(e, int) and not limits.min <= e <= limits.max for e in value.elements):
-            return
+            return None
         if value.known:
             if bench.is_foreign(target):
-                bench.skip(node, bench.why_bound(target))
-                return
+                return bench.why_bound(target)
             array = np.array(value.elements, dtype).reshape(() if value.scalar else (-1,))
             bench.make_constant(node, {target.name: array})
-            bench.counts["shapes_folded"] += 1
-            return
-        if node.op in ("Shape", "Size"):
-            bench.skip(node, "the dimensions that it reads are not all known before the model runs")
+            return None
         if self._values.get(target.name) != value:
             self._values[target.name] = value
             bench.push(bench.readers(target))
+        if node.op in ("Shape", "Size"):
+            return "the dimensions that it reads are not all known before the model runs"
+        return None
 
 
 # --- one function an operator: the value of its output, or None --------------------------------------------------

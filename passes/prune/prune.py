@@ -32,7 +32,7 @@ class Prune(Pass):
 
     name = "prune"
     kind = Kind.LOSSY
-    requires = ("fold",)
+    requires = ("simplify",)
 
     macs: float = option(0.7, "Multiply-accumulates to keep, as a fraction of the input model's", min=0.05, max=1.0)
     importance: str = option("l2", "How channels are ranked", choices=tuple(CRITERIA))

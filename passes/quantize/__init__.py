@@ -38,7 +38,7 @@ class Quantize(Pass):
 
     name = "quantize"
     kind = Kind.LOSSY
-    requires = ("fold",)
+    requires = ("simplify",)
 
     calibration: str = option(
         "minmax",

@@ -49,12 +49,12 @@ def test_bench(graphopt, classifier: Path) -> None:
 def test_inspect(graphopt, classifier: Path) -> None:
     done = graphopt("inspect", classifier)
     assert done.returncode == 0, done.stderr
-    assert "3 Conv" in done.stdout and "fold would:" in done.stdout and "conv2" in done.stdout
+    assert "3 Conv" in done.stdout and "simplify would:" in done.stdout and "conv2" in done.stdout
     found = json.loads(graphopt("inspect", classifier, "--format", "json").stdout)
     assert found["ops"]["Conv"] == 3
     assert found["params"] == 16 * 27 + 4 * 16 + 32 * 144 + 32 + 16 * 288 + 16 + 4 * 16 + 4
     assert found["macs"] == 144 * (16 * 27 + 32 * 144 + 16 * 288) + 64
-    assert {p["pipeline"] for p in found["passes"]} == {"fold", "fold,prune", "fold,quantize"}
+    assert {p["pipeline"] for p in found["passes"]} == {"simplify", "simplify,prune", "simplify,quantize"}
     assert not classifier.with_suffix(".opt.onnx").exists()
 
 

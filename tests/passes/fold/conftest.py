@@ -13,6 +13,7 @@ import pytest
 from graphopt import Model, PassResult
 from graphopt.ir import Snapshot, verify
 from graphopt.passes.fold import Fold
+from graphopt.pipeline import Registry
 from graphopt.runtime.equivalence import compare_outputs
 from graphopt.runtime.feeds import random_feeds
 
@@ -45,6 +46,26 @@ class Folded:
         return next(onnx.numpy_helper.to_array(t) for t in proto.graph.initializer if t.name == name)
 
 
+def run_simplify(model: Model, **options: int) -> PassResult:
+    """The passes of ``simplify``, repeated until nothing changes: their counts together, the last round's reasons.
+
+    ``options`` are those of ``fold``.
+    """
+    passes = [Fold(**options) if p.name == "fold" else p for p in Registry().pipeline("simplify").passes]
+    metrics: Counter[str] = Counter()
+    changed = False
+    for _ in range(10):
+        results = [step.run(model, None) for step in passes]  # type: ignore[arg-type]
+        for result in results:
+            metrics.update(result.metrics)
+        if not any(r.changed for r in results):
+            skipped = {s.node: s for r in reversed(results) for s in r.skipped}
+            order = [n.name for g in model.graphs() for n in g.nodes]
+            return PassResult(changed, dict(metrics), sorted(skipped.values(), key=lambda s: order.index(s.node)))
+        changed = True
+    raise AssertionError("the passes do not come to rest")
+
+
 def fold_checked(
     source: str | Model, *, run: bool = True, valid: bool = True, rtol: float = 1e-5, **options: int
 ) -> Folded:
@@ -53,16 +74,16 @@ def fold_checked(
     before, snapshot = original.to_bytes(), Snapshot.of(original)
     model = original.copy()
     revision = model.revision
-    result = Fold(**options).run(model, None)  # type: ignore[arg-type]
+    result = run_simplify(model, **options)
     verify(model, snapshot, "fold")
     after = model.to_bytes()
     assert original.to_bytes() == before, "the model that shares its arrays was changed"
     assert result.changed == (before != after)
     assert result.changed == (model.revision != revision)
     assert len({s.node for s in result.skipped}) == len(result.skipped)
-    assert {s.node for s in result.skipped} <= {n.name for n in model.graph.nodes}
+    assert {s.node for s in result.skipped} <= {n.name for g in model.graphs() for n in g.nodes}
     assert all(s.reason for s in result.skipped)
-    again = Fold(**options).run(model, None)  # type: ignore[arg-type]
+    again = run_simplify(model, **options)
     assert not again.changed
     assert again.skipped == result.skipped
     assert model.to_bytes() == after
@@ -111,3 +132,8 @@ def norm(tensor: Callable[..., str]) -> Callable[..., str]:
         )
 
     return text
+
+
+@pytest.fixture(scope="session")
+def simplify() -> Callable[..., PassResult]:
+    return run_simplify

@@ -128,7 +128,7 @@ def test_a_tensor_that_a_subgraph_reads_keeps_its_producer(fold):
         )
     )
     assert found.counts == {"Relu": 1, "Identity": 1, "If": 1}
-    assert "a subgraph reads" in found.reason("Identity")
+    assert any("a subgraph reads" in s.reason for s in found.result.skipped if s.op == "Identity")
 
 
 def test_a_loop_body_survives(fold):
@@ -216,7 +216,7 @@ def test_pad_with_axes_and_old_pad_attribute(fold, tensor):
         ('a = Pad<mode = "reflect">(x, p)', "y = Conv(a, w)", "reflect"),
         ("a = Pad(x, c)", "y = Conv(a, w)", "channels"),
         ("a = Pad(x, crop)", "y = Conv(a, w)", "crops"),
-        ("a = Pad(x, p)", 'y = Conv<auto_pad = "SAME_UPPER">(a, w)', "automatically"),
+        ("a = Pad(x, p)", 'y = Conv<auto_pad = "SAME_UPPER">(a, w)', "is automatic"),
         ("a = Pad(x, p)", "b = Conv(a, w) r = ReduceMax(a) y = Add(b, r)", "other nodes"),
     ],
 )
@@ -226,7 +226,7 @@ def test_pads_that_stay(fold, tensor, pad, conv, why):
         int64[8] p = {{0,0,1,1,0,0,1,1}}, int64[8] c = {{0,1,0,0,0,1,0,0}}, int64[8] crop = {{0,0,-1,0,0,0,0,0}},
         float one = {{1.0}}> {{ {pad} {conv} }}""")
     assert "Pad" in found.ops
-    assert why in found.reason("Pad")
+    assert why in found.reason("Conv")
 
 
 def test_a_pad_by_nothing_goes(fold):

@@ -7,7 +7,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import Model, load
-from graphopt.passes.fold import Fold
 
 # Nodes after folding are at most these. Of efficientnet-lite0 and resnet56, onnxsim makes 100 and 149, onnxslim 94
 # and 144.
@@ -27,7 +26,6 @@ def test_shared_models(fold, shared, name):
     assert len(found.ops) <= NODES[name]
     assert "BatchNormalization" not in found.ops
     assert not {"Constant", "Shape", "Identity", "Dropout"} & set(found.ops)
-    assert found.result.metrics["nodes_after"] == len(found.ops)
     assert len(found.after) <= len(found.before)
 
 
@@ -38,7 +36,7 @@ def test_the_embedded_classifier(fold, root):
 
 
 @pytest.mark.parametrize("kind", ["chain", "star", "constants"])
-def test_twenty_thousand_nodes(kind):
+def test_twenty_thousand_nodes(simplify, kind):
     """No time is asserted; a quadratic step would make this take minutes."""
     n = 20_000
     weights = [numpy_helper.from_array(np.float32(1.0), "one"), numpy_helper.from_array(np.float32(0.5), "half")]
@@ -46,7 +44,7 @@ def test_twenty_thousand_nodes(kind):
     for i in range(n):
         source = f"t{i - 1}" if i else "x"
         if kind == "chain":  # every other node does nothing
-            nodes.append(helper.make_node(("Identity", "Neg")[i % 2], [source], [f"t{i}"]))
+            nodes.append(helper.make_node(("Identity", "Sigmoid")[i % 2], [source], [f"t{i}"]))
         elif kind == "star":  # all read the same two constants
             nodes.append(helper.make_node("Mul", [source, ("one", "half")[i % 2]], [f"t{i}"]))
         else:  # one long constant chain
@@ -60,7 +58,6 @@ def test_twenty_thousand_nodes(kind):
         weights,
     )
     model = Model.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    result = Fold().run(model, None)  # type: ignore[arg-type]
+    result = simplify(model)
     assert len(model.graph.nodes) == (1 if kind == "constants" else n // 2 + 1)
-    assert not Fold().run(model, None).changed  # type: ignore[arg-type]
-    assert result.changed
+    assert result.changed and not simplify(model).changed

@@ -9,8 +9,9 @@ import pytest
 import graphopt
 from graphopt.analysis.cost import cost
 from graphopt.ir import Snapshot, verify
-from graphopt.passes.fold import Fold
 from graphopt.passes.prune import Prune
+from graphopt.pipeline import Registry
+from graphopt.pipeline.manager import PassManager
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared models are not here")
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared models a
 def test_thirty_percent_fewer_macs(name, context):
     model = graphopt.load(SHARED / "models" / f"{name}.onnx")
     ctx = context(model, 8)
-    Fold().run(model, ctx)
+    PassManager(Registry().build("simplify")).run(model, ctx)
     before, snapshot = cost(model), Snapshot.of(model)
     result = Prune(macs=0.7).run(model, ctx)
     verify(model, snapshot)
@@ -36,7 +37,7 @@ def test_thirty_percent_fewer_macs(name, context):
 def test_transformer_loses_hidden_units_and_head_dimensions(context):
     model = graphopt.load(SHARED / "models" / "vit-cifar10.onnx")
     ctx = context(model, 8)
-    Fold().run(model, ctx)
+    PassManager(Registry().build("simplify")).run(model, ctx)
     result = Prune(macs=0.7).run(model, ctx)
     assert result.metrics["macs_realised"] == pytest.approx(0.7, abs=0.03)
     assert any("LayerNormalization" in s.reason for s in result.skipped)

@@ -11,8 +11,9 @@ from graphopt.data.preprocess import Preprocess
 from graphopt.data.sources import open_dataset
 from graphopt.data.split import choose
 from graphopt.ir import save
-from graphopt.passes.fold import Fold
 from graphopt.passes.quantize import Quantize
+from graphopt.pipeline import Registry
+from graphopt.pipeline.manager import PassManager
 from graphopt.runtime.evaluate import evaluate
 from graphopt.runtime.session import open_session, session_input
 from graphopt.runtime.target import get_target
@@ -32,7 +33,7 @@ def test_accuracy_stays_within_a_few_points(shared, tmp_path, name, convs):
 
     model = graphopt.load(path)
     ctx = Context(get_target("ort-cpu"), images("train", 100), model.copy(), threads=2)
-    Fold().run(model, ctx)
+    PassManager(Registry().build("simplify")).run(model, ctx)
     result = Quantize().run(model, ctx)
     save(model, tmp_path / "int8.onnx")
     test = images("test", 300)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphopt import Model
+from graphopt.ir import Model
 from graphopt.ir.values import peek
 from graphopt.ir.view import is_standard, reads
 
@@ -33,53 +33,65 @@ def plain_dtype(tensor: gs.Tensor) -> np.dtype | None:
 
 
 class Index:
-    """The main graph of a model, with answers that take no search."""
+    """One graph of a model (the main one unless said), with answers that take no search."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, graph: gs.Graph | None = None) -> None:
         self.model = model
-        self.graph = model.graph
+        self.graph = model.graph if graph is None else graph
         self._functions = {(f.domain or "", f.name) for f in model.graph.functions}
         self._schemas: dict[str, onnx.defs.OpSchema | None] = {}
-        self._order: list[gs.Node] = list(model.graph.nodes)
-        self._instead: dict[int, list[gs.Node]] = {}
-        self._alive: dict[int, gs.Node] = {id(n): n for n in self._order}
+        # The order of nodes: each original one has a slot, and nodes that take its place share it.
+        self._slots: list[list[gs.Node]] = [[n] for n in self.graph.nodes]
+        self._slot: dict[int, int] = {id(n): k for k, n in enumerate(self.graph.nodes)}
+        self._alive: dict[int, gs.Node] = {id(n): n for n in self.graph.nodes}
         self._readers: dict[str, dict[int, gs.Node]] = {}
         self._producer: dict[str, gs.Node] = {}
-        self._outputs = {t.name for t in model.graph.outputs}
-        self._inputs = {t.name for t in model.graph.inputs}
-        self._captured = model.captured()
+        self._outputs = {t.name for t in self.graph.outputs}
+        self._inputs = {t.name for t in self.graph.inputs}
         self._foreign: set[str] = set()
-        for node in self._order:
+        self._captured = _read_elsewhere(model, self.graph)
+        for node in self.graph.nodes:
             for tensor in node.inputs:
                 if tensor.name:
                     self._readers.setdefault(tensor.name, {})[id(node)] = node
             for tensor in node.outputs:
                 if tensor.name:
                     self._producer[tensor.name] = node
-        for graph in model.graphs():
-            for node in graph.nodes:
+        for graph_ in model.graphs():
+            for node in graph_.nodes:
                 if not self.is_standard(node):
                     self._foreign.update(reads(node))
 
     def nodes(self) -> Iterator[gs.Node]:
         """The nodes that are left, in topological order."""
-        for original in self._order:
-            for node in self._instead.get(id(original), [original]):
-                if id(node) in self._alive:
-                    yield node
+        for slot in self._slots:
+            yield from (n for n in slot if id(n) in self._alive)
+
+    def position(self, node: gs.Node) -> tuple[int, int]:
+        """Where a node stands in the order, to be compared with that of another."""
+        slot = self._slot[id(node)]
+        return slot, next(k for k, n in enumerate(self._slots[slot]) if n is node)
+
+    def is_alive(self, node: gs.Node) -> bool:
+        return id(node) in self._alive
 
     def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
-        """Nodes of the main graph that read ``tensor``, each once."""
+        """Nodes of the graph that read ``tensor``, each once."""
         return list(self._readers.get(tensor.name, {}).values())
 
     def producer(self, tensor: gs.Tensor) -> gs.Node | None:
         return self._producer.get(tensor.name)
 
+    def standard_producer(self, tensor: gs.Tensor, *ops: str) -> gs.Node | None:
+        """The producer of a tensor if it is a standard operator called one of ``ops``."""
+        node = self._producer.get(tensor.name)
+        return node if node is not None and node.op in ops and self.is_standard(node) else None
+
     def is_output(self, tensor: gs.Tensor) -> bool:
         return tensor.name in self._outputs
 
     def is_captured(self, tensor: gs.Tensor) -> bool:
-        """Whether a subgraph reads the tensor by its name."""
+        """Whether another graph of the model (a subgraph, say) reads the tensor by its name."""
         return tensor.name in self._captured
 
     def is_foreign(self, tensor: gs.Tensor) -> bool:
@@ -96,6 +108,13 @@ class Index:
             return f"a custom operator reads its output {tensor.name!r}"
         return ""
 
+    def why_shared(self, tensor: gs.Tensor) -> str:
+        """Why the one reader of a tensor may not take its producer in, in words; empty if it may."""
+        reason = self.why_bound(tensor)
+        if not reason and len(self._readers.get(tensor.name, ())) > 1:
+            reason = f"other nodes read {tensor.name!r} as well"
+        return reason
+
     def is_graph_input(self, tensor: gs.Tensor) -> bool:
         return tensor.name in self._inputs
 
@@ -103,16 +122,42 @@ class Index:
         """Whether the node's meaning is known: an operator of the ONNX standard, not a custom one or a function."""
         return is_standard(node) and self.schema(node) is not None
 
+    def has_op(self, op: str) -> bool:
+        """Whether the model's opset has a standard operator of this name."""
+        return self._schema_of(op) is not None
+
     def schema(self, node: gs.Node) -> onnx.defs.OpSchema | None:
-        if node.op not in self._schemas:
-            self._schemas[node.op] = None
-            if not self._functions & {("", node.op), ("ai.onnx", node.op)}:
+        return self._schema_of(node.op)
+
+    def _schema_of(self, op: str) -> onnx.defs.OpSchema | None:
+        if op not in self._schemas:
+            self._schemas[op] = None
+            if not self._functions & {("", op), ("ai.onnx", op)}:
                 with contextlib.suppress(onnx.defs.SchemaError):
-                    self._schemas[node.op] = onnx.defs.get_schema(node.op, self.model.opset, "")
-        return self._schemas[node.op]
+                    self._schemas[op] = onnx.defs.get_schema(op, self.model.opset, "")
+        return self._schemas[op]
 
     def array(self, tensor: gs.Tensor | None) -> np.ndarray | None:
         """Values of an initializer that numpy can compute with; None for anything else."""
         if isinstance(tensor, gs.Constant) and plain_dtype(tensor) is not None:
             return peek(tensor)
         return None
+
+    def scalar(self, tensor: gs.Tensor | None) -> float | None:
+        """The value of an initializer that has one element, or the same in all of a few; None for anything else."""
+        if not isinstance(tensor, gs.Constant) or plain_dtype(tensor) is None or np.prod(tensor.shape) > 65536:
+            return None
+        array = peek(tensor)
+        return array.reshape(-1)[0].item() if array.size and (array == array.reshape(-1)[0]).all() else None
+
+
+def _read_elsewhere(model: Model, graph: gs.Graph) -> frozenset[str]:
+    """Names that graphs other than ``graph`` read. Two branches may use one name for two tensors: no harm done."""
+    if graph is model.graph:
+        return model.captured()
+    names: set[str] = set()
+    for other in model.graphs():
+        if other is not graph:
+            names.update(t.name for n in other.nodes for t in n.inputs)
+            names.update(t.name for t in other.outputs)
+    return frozenset(names)

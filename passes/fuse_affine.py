@@ -6,14 +6,33 @@ Computed in float64 and rounded once, so that the result differs from the origin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.passes.fold.workbench import Workbench
+from graphopt import Context, Kind, Model
+from graphopt.rewrite import RewritePass, Rule, Workbench
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
+
+
+@dataclass(frozen=True)
+class FuseAffine(RewritePass):
+    """Fold a BatchNormalization, or an Add, Sub, Mul or Div by one constant a channel, into the layer before it.
+
+    The layer is a Conv, ConvTranspose or Gemm with constant weights whose output nothing else reads.
+    """
+
+    name = "fuse-affine"
+    kind = Kind.EXACT
+
+    def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
+        return (
+            Rule("batchnorms", ("BatchNormalization",), fold_batchnorm),
+            Rule("affines", ("Add", "Sub", "Mul", "Div"), fold_affine),
+        )
 
 
 @dataclass(frozen=True)
@@ -23,26 +42,17 @@ class _Norm:
     shift: np.ndarray
 
 
-def fold_batchnorm(bench: Workbench, node: gs.Node) -> None:
-    """Fold a BatchNormalization into the Conv, ConvTranspose or Gemm before it."""
-    reason = _fold(bench, node)
-    if reason:
-        bench.skip(node, reason)
-
-
-def fold_affine(bench: Workbench, node: gs.Node) -> None:
+def fold_affine(bench: Workbench, node: gs.Node) -> str | None:
     """Fold an Add, Sub, Mul or Div by one constant a channel into the layer before it."""
+    if len(node.inputs) != 2:
+        return None
     index = 0 if isinstance(node.inputs[1], gs.Variable) and node.op in ("Add", "Mul") else 1
     constant, source = bench.array(node.inputs[index]), node.inputs[1 - index]
     layer = bench.producer(source)
     if constant is None or constant.dtype.kind != "f" or layer is None or layer.op not in _LINEAR:
-        return  # not a candidate: most additions are of two activations
+        return None  # not a candidate: most additions are of two activations
     norm = _affine(node.op, constant, source, layer)
-    reason = norm if isinstance(norm, str) else _fold_into_layer(bench, node, source, norm)
-    if reason:
-        bench.skip(node, reason)
-    else:
-        bench.counts["affines_folded"] += 1
+    return norm if isinstance(norm, str) else _fold_into_layer(bench, node, source, norm)
 
 
 def _affine(op: str, constant: np.ndarray, source: gs.Tensor, layer: gs.Node) -> _Norm | str:
@@ -62,8 +72,8 @@ def _affine(op: str, constant: np.ndarray, source: gs.Tensor, layer: gs.Node) ->
     return _Norm(one, zero, values if op == "Add" else -values)
 
 
-def _fold(bench: Workbench, node: gs.Node) -> str:
-    """Fold, or say why not."""
+def fold_batchnorm(bench: Workbench, node: gs.Node) -> str | None:
+    """Fold a BatchNormalization into the Conv, ConvTranspose or Gemm before it, or say why not."""
     if node.attrs.get("training_mode", 0):
         return "it is in training mode"
     if not node.attrs.get("spatial", 1):
@@ -73,13 +83,10 @@ def _fold(bench: Workbench, node: gs.Node) -> str:
     norm = _read(bench, node)
     if isinstance(norm, str):
         return norm
-    reason = _fold_into_layer(bench, node, node.inputs[0], norm)
-    if not reason:
-        bench.counts["batchnorms_folded"] += 1
-    return reason
+    return _fold_into_layer(bench, node, node.inputs[0], norm)
 
 
-def _fold_into_layer(bench: Workbench, node: gs.Node, source: gs.Tensor, norm: _Norm) -> str:
+def _fold_into_layer(bench: Workbench, node: gs.Node, source: gs.Tensor, norm: _Norm) -> str | None:
     layer = bench.producer(source)
     if layer is None or layer.op not in _LINEAR or not bench.is_standard(layer):
         return f"its input is not written by {', '.join(_LINEAR[:-1])} or {_LINEAR[-1]}"
@@ -102,7 +109,7 @@ def _fold_into_layer(bench: Workbench, node: gs.Node, source: gs.Tensor, norm: _
     if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
         return f"the folded weights of {layer.name!r} are not finite in {weight.dtype}"
     _write(bench, node, layer, new_weight, new_bias)
-    return ""
+    return None
 
 
 def _read(bench: Workbench, node: gs.Node) -> _Norm | str:

@@ -8,29 +8,37 @@ graphsurgeon's lists once, in ``finish``.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
-from graphopt import Model, Skipped
-from graphopt.ir import infer_shapes
-from graphopt.passes.fold.index import Index
+from graphopt.ir import Model, infer_shapes
+from graphopt.ir.shapes import infer_node
+from graphopt.pipeline.base import Skipped
+from graphopt.rewrite.index import Index
 
-Rule = Callable[["Workbench", gs.Node], None]
+Step = Callable[["Workbench", gs.Node], str | None]
 
 
 class Workbench(Index):
-    """The main graph of a model, prepared for rules that rewrite one node at a time."""
+    """A graph of a model, prepared for rules that rewrite one node at a time.
 
-    def __init__(self, model: Model) -> None:
-        super().__init__(model)
+    ``reach`` is how many operators above its root a rule looks at: when a node changes, so many levels of its
+    readers are looked at again.
+    """
+
+    def __init__(self, model: Model, graph: gs.Graph | None = None, reach: int = 2) -> None:
+        super().__init__(model, graph)
         self.changed = False
+        self.edits = 0
+        self.reach = reach
         self.counts: Counter[str] = Counter()
-        self._skipped: dict[int, Skipped] = {}
-        self._pending: deque[gs.Node] = deque(self._order)
-        self._queued = {id(n) for n in self._order}
+        self._skipped: dict[int, dict[str, Skipped]] = {}
+        self.rule = ""  # the rule at work, to which reasons belong
+        self._pending: deque[gs.Node] = deque(self._alive.values())
+        self._queued = set(self._alive)
         self._unsaid = False  # whether the graph changed since shapes were last inferred
 
     # --- the worklist ---------------------------------------------------------------------------------------
@@ -42,16 +50,39 @@ class Workbench(Index):
                 self._queued.add(id(node))
                 self._pending.append(node)
 
-    def drain(self, rules: dict[str, tuple[Rule, ...]], always: tuple[Rule, ...]) -> None:
+    def push_below(self, node: gs.Node) -> None:
+        """Look again at a node and at the nodes whose rules may reach up to it."""
+        level = [node]
+        for _ in range(self.reach + 1):
+            fresh = [n for n in level if id(n) in self._alive]
+            self.push(fresh)
+            level = list({id(r): r for n in fresh for t in n.outputs for r in self.readers(t)}.values())
+
+    def drain(self, rules: dict[str, list[tuple[str, Step]]], always: list[tuple[str, Step]]) -> None:
         """Apply rules until no node waits: ``always`` to every node, ``rules`` by operator to standard ones."""
         while self._pending:
             node = self._pending.popleft()
             self._queued.discard(id(node))
-            todo = always + (rules.get(node.op, ()) if self.is_standard(node) else ())
-            for rule in todo:
+            if id(node) not in self._alive:
+                continue
+            todo = [*always, *rules.get(node.op, ())] if self.is_standard(node) else always
+            for name, step in todo:
+                self._apply(name, step, node)
                 if id(node) not in self._alive:
                     break
-                rule(self, node)
+
+    def _apply(self, name: str, step: Step, node: gs.Node) -> None:
+        before, self.rule, op = self.edits, name, node.op
+        reason = step(self, node)
+        if self.edits != before:
+            self.counts[name] += 1
+        if id(node) in self._alive:
+            if node.op != op:
+                self._skipped.pop(id(node), None)
+            elif reason:
+                self.skip(node, reason)
+            else:
+                self.unskip(node)
 
     @property
     def idle(self) -> bool:
@@ -67,7 +98,7 @@ class Workbench(Index):
             self._unread(old, node)
         if tensor.name:
             self._readers.setdefault(tensor.name, {})[id(node)] = node
-        self.push([node])
+        self.push_below(node)
         self._mark()
 
     def put_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
@@ -77,10 +108,10 @@ class Workbench(Index):
         self.set_input(node, index, tensor)
 
     def replace_reads(self, old: gs.Tensor, new: gs.Tensor) -> None:
-        """Make every node of the main graph that reads ``old`` read ``new``."""
+        """Make every node of the graph that reads ``old`` read ``new``."""
         for node in self.readers(old):
             for index, tensor in enumerate(node.inputs):
-                if tensor is old:
+                if tensor.name == old.name:
                     self.set_input(node, index, new)
 
     def set_output(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
@@ -88,7 +119,62 @@ class Workbench(Index):
         self._producer.pop(node.outputs[index].name, None)
         list.__setitem__(node.outputs, index, tensor)
         self._producer[tensor.name] = node
-        self.push([node, *self.readers(tensor)])
+        self.push_below(node)
+        self._mark()
+
+    def become(self, node: gs.Node, op: str, inputs: Sequence[gs.Tensor], **attrs: object) -> None:
+        """Turn a node into another operator with the same outputs, at the same place and of the same name."""
+        old = list(node.inputs)
+        list.clear(node.inputs)
+        list.extend(node.inputs, inputs)
+        node.op, node.attrs, node.domain = op, dict(attrs), None
+        kept = {t.name for t in inputs}
+        for tensor in old:
+            if tensor.name not in kept:
+                self._unread(tensor, node)
+        for tensor in inputs:
+            if tensor.name:
+                self._readers.setdefault(tensor.name, {})[id(node)] = node
+        self.push_below(node)
+        self._mark()
+
+    def emit(
+        self, op: str, inputs: Sequence[gs.Tensor], before: gs.Node, stem: str = "", **attrs: object
+    ) -> gs.Variable:
+        """Insert a node before another one and return its output, of fresh name, with inferred type and shape."""
+        name = self.model.fresh_name(stem or f"{before.name}_{op.lower()}")
+        output = gs.Variable(self.model.fresh_name(f"{name}_out"))
+        node = gs.Node(op, name, dict(attrs))
+        list.extend(node.inputs, inputs)
+        list.append(node.outputs, output)
+        self._insert(node, before)
+        infer_node(self.model, node)
+        return output
+
+    def drop_output(self, node: gs.Node) -> None:
+        """Drop the last output of a node, which nobody reads."""
+        tensor = list.pop(node.outputs)
+        self._producer.pop(tensor.name, None)
+        self.push([node])
+        self._mark()
+
+    def insert_copy(self, node: gs.Node, before: gs.Node) -> None:
+        """Insert a node that is ready, with inputs and outputs, before another one."""
+        self._insert(node, before)
+
+    def _insert(self, node: gs.Node, before: gs.Node) -> None:
+        slot = self._slot[id(before)]
+        place = next(k for k, n in enumerate(self._slots[slot]) if n is before)
+        self._slots[slot].insert(place, node)
+        self._slot[id(node)] = slot
+        self._alive[id(node)] = node
+        for tensor in node.inputs:
+            if tensor.name:
+                self._readers.setdefault(tensor.name, {})[id(node)] = node
+        for tensor in node.outputs:
+            if tensor.name:
+                self._producer[tensor.name] = node
+        self.push([node])
         self._mark()
 
     def remove(self, node: gs.Node) -> None:
@@ -103,30 +189,27 @@ class Workbench(Index):
 
     def make_constant(self, node: gs.Node, values: dict[str, np.ndarray]) -> None:
         """Replace a node by the values of its outputs: initializers, or a Constant node for a graph output."""
-        instead: list[gs.Node] = []
+        name = node.name
         for tensor in list(node.outputs):
             if tensor.name not in values:
                 continue
             array = values[tensor.name]
             if self.is_output(tensor):
-                name = node.name if not instead else self.model.fresh_name(node.name)
-                attrs = {"value": gs.Constant(f"{tensor.name}_value", array)}
-                instead.append(gs.Node("Constant", name, attrs))
-                list.append(instead[-1].outputs, tensor)
+                new = gs.Node("Constant", name, {"value": gs.Constant(f"{tensor.name}_value", array)})
+                name = self.model.fresh_name(node.name)
+                list.append(new.outputs, tensor)
+                self._insert(new, node)
             else:
+                self._own(tensor)
                 tensor.to_constant(array)
             self._push_around(tensor)
         self.remove(node)
-        for new in instead:
-            self._alive[id(new)] = new
-            self._producer[new.outputs[0].name] = new
-        self._instead[id(node)] = instead
-        self.push(instead)
 
     def to_initializer(self, node: gs.Node, values: np.ndarray | LazyValues, export_dtype: object) -> None:
         """Turn the output of a Constant node into an initializer of the same name."""
         tensor = node.outputs[0]
         self.remove(node)
+        self._own(tensor)
         tensor.to_constant(values, export_dtype=export_dtype)
         self._push_around(tensor)
 
@@ -145,15 +228,19 @@ class Workbench(Index):
 
     def skip(self, node: gs.Node, reason: str) -> None:
         """Record that a node was considered and left alone; a later reason replaces an earlier one."""
-        self._skipped[id(node)] = Skipped(node.name, node.op, reason)
+        self._skipped.setdefault(id(node), {})[self.rule] = Skipped(node.name, node.op, reason)
 
     def unskip(self, node: gs.Node) -> None:
-        self._skipped.pop(id(node), None)
+        """Forget what the rule at work said of a node."""
+        if id(node) in self._skipped:
+            self._skipped[id(node)].pop(self.rule, None)
 
     # --- finishing ------------------------------------------------------------------------------------------
 
     def skipped(self) -> list[Skipped]:
-        return [self._skipped[id(n)] for n in self.nodes() if id(n) in self._skipped]
+        """What was left alone, in the order of nodes: one reason a node, the first rule's."""
+        said = (self._skipped.get(id(n)) for n in self.nodes())
+        return [next(iter(reasons.values())) for reasons in said if reasons]
 
     def infer_shapes(self) -> bool:
         """Infer shapes if anything changed since the last time, and look again at nodes whose input gained one."""
@@ -188,6 +275,11 @@ class Workbench(Index):
                         list.append(tensor.inputs, node)
         self.model.touch()
 
+    def _own(self, tensor: gs.Tensor) -> None:
+        """Remember in which scope an initializer is written."""
+        if self.graph is not self.model.graph:
+            self.model.header.inner_initializers.add(tensor.name)
+
     def _unread(self, tensor: gs.Tensor, node: gs.Node) -> None:
         left = self._readers.get(tensor.name, {})
         left.pop(id(node), None)
@@ -203,6 +295,7 @@ class Workbench(Index):
 
     def _mark(self) -> None:
         self.changed = self._unsaid = True
+        self.edits += 1
 
 
 def _known(tensor: gs.Tensor) -> tuple[object, ...]:

@@ -1,0 +1,97 @@
+"""A pass made of rules: each looks at one node, and the worklist brings it the nodes that changed."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from graphopt.ir import Model
+from graphopt.pipeline.base import Pass, PassResult, Skipped
+from graphopt.pipeline.context import Context
+from graphopt.pipeline.exactness import RANDOM_OPS
+from graphopt.rewrite.workbench import Workbench
+
+Step = Callable[[Workbench, gs.Node], str | None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rewrite: what it is counted as, the operators it starts from (none: every node), and what it does.
+
+    ``apply(bench, node)`` changes the graph through the bench, or leaves it alone. Its answer is None, or, when a node
+    was nearly what the rule looks for, the reason in words why it was left alone. ``reach``: how many operators above
+    the node it looks at.
+    """
+
+    name: str
+    ops: tuple[str, ...]
+    apply: Step
+    reach: int = 1
+
+
+class RewritePass(Pass):
+    """A pass whose ``rules`` run to a fixpoint over the main graph and every subgraph; dead nodes go with them."""
+
+    @abstractmethod
+    def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
+        """The rules of one run. They may share state, which then lasts for that run."""
+
+    def settle(self, bench: Workbench) -> None:
+        """Called when no rule has work left; what it changes wakes the rules again."""
+
+    def run(self, model: Model, ctx: Context) -> PassResult:
+        counts: Counter[str] = Counter()
+        changed, skipped = False, list[Skipped]()
+        again = True
+        while again:
+            again, skipped = False, []
+            # Subgraphs first: what they no longer read can then go.
+            graphs = list(model.graphs())
+            for graph in reversed(graphs):
+                bench = self._run_on(model, graph, ctx)
+                counts.update(bench.counts)
+                skipped = [*bench.skipped(), *skipped]
+                changed |= bench.changed
+                again |= bench.changed and len(graphs) > 1
+        return PassResult(changed, {key: n for key, n in sorted(counts.items()) if n}, skipped)
+
+    def _run_on(self, model: Model, graph: gs.Graph, ctx: Context) -> Workbench:
+        rules = [*self.rules(model, ctx)]
+        bench = Workbench(model, graph, max(r.reach for r in rules))
+        by_op: dict[str, list[tuple[str, Step]]] = {}
+        always: list[tuple[str, Step]] = [("dead_nodes_removed", remove_dead)]
+        for rule in rules:
+            for op in rule.ops:
+                by_op.setdefault(op, []).append((rule.name, rule.apply))
+            if not rule.ops:
+                always.append((rule.name, rule.apply))
+        try:
+            while not bench.idle:
+                bench.drain(by_op, always)
+                bench.rule = self.name
+                self.settle(bench)
+        finally:
+            bench.finish()
+        return bench
+
+
+def remove_dead(bench: Workbench, node: gs.Node) -> str | None:
+    """Remove a node none of whose outputs is read, captured by a subgraph, or an output of the graph.
+
+    Random ones stay: each draws from one stream of numbers, and without it the others would draw differently.
+    """
+    for tensor in node.outputs:
+        if tensor.name and (bench.readers(tensor) or bench.is_output(tensor) or bench.is_captured(tensor)):
+            return None
+    inner = [n for sub in node.subgraphs(recursive=True) for n in sub.nodes]
+    if not all(bench.is_standard(n) and n.op not in RANDOM_OPS for n in (node, *inner)):
+        return "nothing reads its outputs, but it is a custom or random operator"
+    bench.remove(node)
+    return None
+
+
+__all__ = ["RewritePass", "Rule", "remove_dead"]

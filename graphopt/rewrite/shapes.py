@@ -1,0 +1,58 @@
+"""What is known of shapes, asked in the ways that rules need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+Dim = int | str | None
+
+
+def known(dim: object) -> bool:
+    """Whether a dimension is a number. Zero and negative ones count as unknown: exporters write them for that."""
+    return isinstance(dim, int | np.integer) and not isinstance(dim, bool) and int(dim) > 0
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two dimensions are equal for sure: by number, or by name, which stands for one number in a run."""
+    if known(a) and known(b):
+        return int(a) == int(b)  # type: ignore[call-overload]
+    return isinstance(a, str) and bool(a) and a == b
+
+
+def equal_shapes(a: gs.Tensor, b: gs.Tensor) -> bool:
+    """Whether two tensors have one shape for sure."""
+    if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+        return False
+    return all(same(x, y) for x, y in zip(a.shape, b.shape, strict=True))
+
+
+def spread(constant: gs.Tensor, source: gs.Tensor) -> bool:
+    """Whether ``constant`` broadcasts to the shape of ``source`` without changing it."""
+    if source.shape is None or len(constant.shape) > len(source.shape):
+        return not constant.shape
+    pairs = zip(reversed(constant.shape), reversed(list(source.shape)), strict=False)
+    return all(a == 1 or same(a, b) for a, b in pairs)
+
+
+def static(tensor: gs.Tensor) -> tuple[int, ...] | None:
+    """The shape of a tensor if all of it is known."""
+    shape = tensor.shape
+    if shape is None or not all(known(d) for d in shape):
+        return None
+    return tuple(int(d) for d in shape)
+
+
+def static_but_first(tensor: gs.Tensor) -> tuple[int, ...] | None:
+    """The dimensions after the first if all of them are known."""
+    shape = tensor.shape
+    if shape is None or not len(shape) or not all(known(d) for d in list(shape)[1:]):
+        return None
+    return tuple(int(d) for d in list(shape)[1:])
+
+
+def permuted(shape: Sequence[Dim], perm: Sequence[int]) -> list[Dim]:
+    """``shape`` after a Transpose."""
+    return [shape[p] for p in perm]

@@ -1,0 +1,151 @@
+"""Operators that do nothing: identities, and what the values of attributes or constant inputs make one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt import Context, Kind, Model
+from graphopt.rewrite import RewritePass, Rule, Workbench
+from graphopt.rewrite.bypass import bypass
+from graphopt.rewrite.shapes import equal_shapes, spread
+
+_NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1, "Pow": 1, "Or": False, "And": True}
+
+
+@dataclass(frozen=True)
+class Eliminate(RewritePass):
+    """Remove operators that do nothing: Identity, Dropout, x * 1, x + 0, a Cast to the type that a tensor has already,
+    and their like, and whatever nobody reads.
+
+    Graph inputs and outputs keep their names; custom and random operators are left alone.
+    """
+
+    name = "eliminate"
+    kind = Kind.EXACT
+
+    def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
+        return (
+            Rule("identities", ("Identity",), bypass),
+            Rule("dropouts", ("Dropout",), remove_dropout),
+            Rule("casts", ("Cast", "CastLike"), remove_cast),
+            Rule("single_inputs", ("Concat", "Sum", "Max", "Min", "Mean"), remove_single),
+            Rule("neutral_arithmetic", tuple(_NEUTRAL), remove_neutral),
+            Rule("transposes", ("Transpose",), remove_transpose),
+            Rule("pads", ("Pad",), remove_pad),
+            Rule(
+                "same_shape", ("Reshape", "Expand", "Tile", "Slice", "Resize", "Squeeze", "Flatten"), remove_same_shape
+            ),
+            Rule("splits", ("Split",), remove_split),
+            Rule("dead_outputs", (), drop_dead_outputs),
+        )
+
+
+def remove_cast(bench: Workbench, node: gs.Node) -> str | None:
+    """Remove a Cast or CastLike to the type that its input already has."""
+    source, target = node.inputs[0], node.outputs[0]
+    if source.dtype is not None and source.dtype == target.dtype:
+        return bypass(bench, node)
+    return None
+
+
+def remove_dropout(bench: Workbench, node: gs.Node) -> str | None:
+    """Remove a Dropout that is known to be in inference mode (before opset 12 there is no other)."""
+    if len(node.inputs) > 2 and node.inputs[2].name:
+        mode = bench.array(node.inputs[2])
+        if mode is None or mode.any():
+            return "it is in training mode, or may be: its training_mode input is not constant"
+    mask = node.outputs[1] if len(node.outputs) > 1 else None
+    if mask is not None and mask.name and (bench.readers(mask) or bench.why_bound(mask)):
+        return f"its mask output {mask.name!r} is used"
+    return bypass(bench, node)
+
+
+def remove_single(bench: Workbench, node: gs.Node) -> str | None:
+    """Remove a Concat, Sum, Max, Min or Mean of one tensor."""
+    return bypass(bench, node) if len(node.inputs) == 1 else None
+
+
+def remove_neutral(bench: Workbench, node: gs.Node) -> str | None:
+    """Remove x + 0, x - 0, x * 1, x / 1, x ** 1 and the like, where that does not broadcast x to another shape.
+
+    Of these, only x + 0 could tell: it makes 0 of -0, which is float noise.
+    """
+    for index in (1, 0) if node.op in ("Add", "Mul", "And", "Or") else (1,):
+        value = bench.scalar(node.inputs[index])
+        if value is None or value != _NEUTRAL[node.op]:
+            continue
+        source = node.inputs[1 - index]
+        if spread(node.inputs[index], source):
+            return bypass(bench, node, source)
+    return None
+
+
+def remove_transpose(bench: Workbench, node: gs.Node) -> str | None:
+    """Remove a Transpose that keeps the order of axes."""
+    perm = node.attrs.get("perm")
+    if perm is not None and list(perm) == sorted(perm):
+        return bypass(bench, node)
+    return None
+
+
+def remove_pad(bench: Workbench, node: gs.Node) -> str | None:
+    """Remove a Pad by zero elements."""
+    amounts = node.attrs.get("pads")
+    if amounts is None and len(node.inputs) > 1:
+        amounts = bench.array(node.inputs[1])
+    if amounts is not None and not np.any(amounts):
+        return bypass(bench, node)
+    return None
+
+
+def remove_same_shape(bench: Workbench, node: gs.Node) -> str | None:
+    """Remove what could only change a shape and does not, where both shapes are known, by number or by name."""
+    if not equal_shapes(node.inputs[0], node.outputs[0]):
+        return None
+    if node.op == "Slice":
+        steps = node.attrs.get("steps") or (bench.array(node.inputs[4]) if len(node.inputs) > 4 else None)
+        given = len(node.inputs) > 4 and bool(node.inputs[4].name)
+        if (given and steps is None) or (steps is not None and (np.asarray(steps) != 1).any()):
+            return None  # it may reverse the order
+    if node.op == "Resize":
+        return None if _resizes_in_place(bench, node) else "its sampling moves values, although the shape stays"
+    return bypass(bench, node)
+
+
+def _resizes_in_place(bench: Workbench, node: gs.Node) -> bool:
+    """Whether a Resize to the same shape copies each value to its own place."""
+    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return False
+    if node.attrs.get("mode", "nearest") not in ("nearest", "linear"):
+        return False
+    if node.attrs.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return False
+    place = 1 if bench.model.opset < 11 else 2
+    tensor = node.inputs[place] if len(node.inputs) > place else None
+    if tensor is None or not tensor.name or tensor.shape == (0,):
+        return True  # sizes are given, and equal
+    scales = bench.array(tensor)
+    return scales is not None and (scales.size == 0 or bool((scales == 1).all()))
+
+
+def remove_split(bench: Workbench, node: gs.Node) -> str | None:
+    """Remove a Split into one part."""
+    return bypass(bench, node) if len(node.outputs) == 1 else None
+
+
+def drop_dead_outputs(bench: Workbench, node: gs.Node) -> str | None:
+    """Drop trailing optional outputs that nobody reads (the mask of a Dropout, the indices of a MaxPool)."""
+    schema = bench.schema(node) if bench.is_standard(node) else None
+    while schema is not None and len(node.outputs) > max(schema.min_output, 1):
+        last = node.outputs[-1]
+        optional = len(node.outputs) <= len(schema.outputs) and (
+            schema.outputs[len(node.outputs) - 1].option.name == "Optional"
+        )
+        if not optional or (last.name and (bench.readers(last) or bench.why_bound(last))):
+            return None
+        bench.drop_output(node)
+    return None
