@@ -2,7 +2,10 @@
 
 SIMPLIFY = (
     "fold",
+    "branches",
     "eliminate",
+    "dedupe",
+    "cse",
     "cancel",
     "fuse-pad",
     "fuse-affine",

@@ -49,7 +49,7 @@ class Index:
         self._outputs = {t.name for t in self.graph.outputs}
         self._inputs = {t.name for t in self.graph.inputs}
         self._foreign: set[str] = set()
-        self._captured = _read_elsewhere(model, self.graph)
+        self._captured = set(_read_elsewhere(model, self.graph))
         for node in self.graph.nodes:
             for tensor in node.inputs:
                 if tensor.name:

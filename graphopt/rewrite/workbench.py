@@ -16,6 +16,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.ir import Model, infer_shapes
 from graphopt.ir.shapes import infer_node
+from graphopt.ir.view import reads
 from graphopt.pipeline.base import Skipped
 from graphopt.rewrite.index import Index
 
@@ -158,9 +159,50 @@ class Workbench(Index):
         self.push([node])
         self._mark()
 
-    def insert_copy(self, node: gs.Node, before: gs.Node) -> None:
-        """Insert a node that is ready, with inputs and outputs, before another one."""
-        self._insert(node, before)
+    def splice(self, node: gs.Node, body: gs.Graph) -> None:
+        """Put the nodes of a subgraph of ``node``, which takes no inputs, in its place; its outputs become the node's.
+
+        What the subgraph defines gets fresh names: another branch may use the same ones.
+        """
+        inner = {id(t): t for n in body.nodes for t in n.outputs if t.name}
+        inner |= {id(t): t for n in body.nodes for t in n.inputs if t.name in self.model.header.inner_initializers}
+        for tensor in inner.values():
+            tensor.name = self.model.fresh_name(tensor.name)
+        produced = {id(t): (n, k) for n in body.nodes for k, t in enumerate(n.outputs) if t.name}
+        renamed: dict[int, gs.Tensor] = {}
+        for target, source in zip(node.outputs, body.outputs, strict=True):
+            if not target.name:
+                continue
+            if id(source) in produced:
+                producer, k = produced.pop(id(source))
+                for reader in (*body.nodes, *(n for b in body.nodes for s in b.subgraphs(True) for n in s.nodes)):
+                    for index, tensor in enumerate(reader.inputs):
+                        if tensor is source:
+                            list.__setitem__(reader.inputs, index, target)
+                list.__setitem__(producer.outputs, k, target)
+                renamed[id(source)] = target
+            else:  # an initializer, an outer tensor, or what is an output already
+                alias = gs.Node("Identity", f"{node.name}_identity")
+                list.append(alias.inputs, renamed.get(id(source), source))
+                list.append(alias.outputs, target)
+                body.nodes.append(alias)
+        outputs = {t.name for t in node.outputs}
+        self.remove(node)
+        self._alive[id(node)] = node  # only to stand for its place
+        for inserted in list(body.nodes):
+            inserted.name = self.model.fresh_name(inserted.name)
+            self._insert(inserted, node)
+        del self._alive[id(node)]
+        for name in outputs:
+            self.push(self._readers.get(name, {}).values())
+
+    def release(self, node: gs.Node, index: int) -> None:
+        """Give an output of a node that is about to be removed another name, so that its name is free."""
+        old = node.outputs[index]
+        new = gs.Variable(self.model.fresh_name(f"{node.name}_unused"), dtype=old.dtype, shape=old.shape)
+        self._producer.pop(old.name, None)
+        list.__setitem__(node.outputs, index, new)
+        self._producer[new.name] = node
 
     def _insert(self, node: gs.Node, before: gs.Node) -> None:
         slot = self._slot[id(before)]
@@ -168,6 +210,7 @@ class Workbench(Index):
         self._slots[slot].insert(place, node)
         self._slot[id(node)] = slot
         self._alive[id(node)] = node
+        self._captured.update(name for sub in node.subgraphs() for name in _names_read(sub))
         for tensor in node.inputs:
             if tensor.name:
                 self._readers.setdefault(tensor.name, {})[id(node)] = node
@@ -296,6 +339,10 @@ class Workbench(Index):
     def _mark(self) -> None:
         self.changed = self._unsaid = True
         self.edits += 1
+
+
+def _names_read(graph: gs.Graph) -> set[str]:
+    return {name for node in graph.nodes for name in reads(node)} | {t.name for t in graph.outputs}
 
 
 def _known(tensor: gs.Tensor) -> tuple[object, ...]:

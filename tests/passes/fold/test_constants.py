@@ -190,8 +190,6 @@ KEPT = {
     "Dropout": "r = Dropout(k, half, yes)",
     "QuantizeLinear": "q = QuantizeLinear(k, half, point) r = DequantizeLinear(q, half, point)",
     "DequantizeLinear": "r = DequantizeLinear(eight, half, point)",
-    "If": """r = If (yes) < then_branch = a () => (float[4] t) { t = Neg(k) },
-        else_branch = b () => (float[4] u) { u = Abs(k) } >""",
 }
 
 
