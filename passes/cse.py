@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt import Context, Kind, Model
 from graphopt.ir.values import identity
+from graphopt.ir.view import subgraphs
 from graphopt.pipeline.exactness import RANDOM_OPS
 from graphopt.rewrite import RewritePass, Rule, Workbench
 
@@ -35,7 +36,7 @@ class _Seen:
     nodes: dict[tuple[object, ...], gs.Node] = field(default_factory=dict)
 
     def merge(self, bench: Workbench, node: gs.Node) -> str | None:
-        if not bench.is_standard(node) or node.op in RANDOM_OPS or any(True for _ in node.subgraphs()):
+        if not bench.is_standard(node) or node.op in RANDOM_OPS or subgraphs(node):
             return None
         key = _key(node)
         twin = self.nodes.get(key)

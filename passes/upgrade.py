@@ -10,6 +10,7 @@ import onnx.version_converter
 from graphopt import Context, Kind, Model, ModelError, Pass, PassError, PassResult, option
 from graphopt.ir import infer_shapes
 from graphopt.ir.rebuild import rebuild
+from graphopt.ir.view import subgraphs
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Upgrade(Pass):
                 f"the model has opset {before}, and upgrade does not go back to {self.opset}",
                 f"ask for a version above {before}, or leave the pass out",
             )
-        inside = next((n.name for n in model.graph.nodes if any(True for _ in n.subgraphs())), None)
+        inside = next((n.name for n in model.graph.nodes if subgraphs(n)), None)
         if inside is not None or model.graph.functions:
             what = f"node {inside!r} has subgraphs" if inside else "the model has functions of its own"
             raise ModelError(f"{what}, which the conversion does not reach", "run inline or simplify before upgrade")

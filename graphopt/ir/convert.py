@@ -18,6 +18,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from graphopt.errors import ModelError
 from graphopt.ir.values import StoredSparse, StoredValues, StubValues, is_sparse, nbytes
+from graphopt.ir.view import all_graphs, tensors
 
 _READABLE = {
     AttributeProto.FLOAT,
@@ -154,7 +155,7 @@ def _node_pairs(graph: gs.Graph, proto: onnx.ModelProto) -> Iterator[tuple[gs.No
 def _all_constants(graph: gs.Graph) -> Iterator[gs.Constant]:
     """Every constant: initializers and attributes, those of subgraphs and functions included; some more than once."""
     for g in _all_bodies(graph):
-        yield from (t for t in g.tensors().values() if isinstance(t, gs.Constant))
+        yield from (t for t in tensors(g).values() if isinstance(t, gs.Constant))
         for node in g.nodes:
             yield from (t for t in node.attrs.values() if isinstance(t, gs.Constant))
 
@@ -216,7 +217,7 @@ def export_model(graph: gs.Graph, header: Header, stub_above: int | None = None)
     emptied: list[tuple[gs.Node, dict[str, object]]] = []
     if stub_above is not None:
         for g in _all_graphs(graph):
-            for tensor in g.tensors().values():
+            for tensor in tensors(g).values():
                 big = isinstance(tensor, gs.Constant) and type(tensor._values) is not StubValues
                 if big and not is_sparse(tensor) and nbytes(tensor) > stub_above:
                     stubbed.append((tensor, tensor._values))
@@ -303,8 +304,8 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
     twin = graph.copy()
     twin.producer_name, twin.producer_version = graph.producer_name, graph.producer_version
     for ours, theirs in zip(_all_graphs(graph), _all_graphs(twin), strict=True):
-        originals = ours.tensors()
-        for name, tensor in theirs.tensors().items():
+        originals = tensors(ours)
+        for name, tensor in tensors(theirs).items():
             # graphsurgeon pins the export dtype of a copied constant, so that new values of another dtype could
             # not be written.
             original = originals[name]
@@ -324,7 +325,7 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
 
 
 def _all_graphs(graph: gs.Graph) -> list[gs.Graph]:
-    return [graph, *graph.subgraphs(recursive=True)]
+    return list(all_graphs(graph))
 
 
 def _all_bodies(graph: gs.Graph) -> list[gs.Graph]:

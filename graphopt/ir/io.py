@@ -15,7 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
 
-from graphopt import atomic
+from graphopt import atomic, garbage
 from graphopt.errors import ModelError, UsageError
 from graphopt.ir import external, values
 from graphopt.ir.model import Model, Source
@@ -33,7 +33,11 @@ def load(path: str | Path) -> Model:
 
     Raises ModelError that says what is wrong with the file.
     """
-    path = Path(path)
+    with garbage.paused():
+        return _load(Path(path))
+
+
+def _load(path: Path) -> Model:
     if path.is_dir():
         raise ModelError(f"{path} is a folder, not an ONNX file")
     try:

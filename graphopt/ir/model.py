@@ -14,6 +14,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt.ir import convert
 from graphopt.ir.values import identity
+from graphopt.ir.view import all_graphs, tensors
 
 # graphsurgeon prints to stdout, which belongs to the result. What it would warn about is checked by ``ir.verify``;
 # what it calls critical, it raises as well.
@@ -143,14 +144,13 @@ class Model:
 
     def graphs(self) -> Iterator[gs.Graph]:
         """The main graph, then every subgraph (bodies of local functions are not included)."""
-        yield self.graph
-        yield from self.graph.subgraphs(recursive=True)
+        return all_graphs(self.graph)
 
     def constants(self) -> Iterator[gs.Constant]:
         """Every initializer once, in order of first use, those of subgraphs included."""
         seen: set[int] = set()
         for graph in self.graphs():
-            for tensor in graph.tensors().values():
+            for tensor in tensors(graph).values():
                 if isinstance(tensor, gs.Constant) and id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield tensor
@@ -159,7 +159,7 @@ class Model:
         """Names of main-graph tensors that some subgraph reads by name. They must not be renamed or removed."""
         if self._captured is None or self._captured[0] != self.revision:
             names: set[str] = set()
-            for sub in self.graph.subgraphs(recursive=True):
+            for sub in itertools.islice(self.graphs(), 1, None):
                 names.update(t.name for n in sub.nodes for t in n.inputs)
                 names.update(t.name for t in sub.outputs)
             self._captured = (self.revision, frozenset(names))
@@ -171,14 +171,20 @@ class Model:
     def fingerprint(self) -> int:
         """A number that changes when the structure or the identity of a weight array does. Linear, cheap."""
         parts: list[object] = [self.opset, tuple(sorted(self.metadata.items()))]
+        values: dict[int, object] = {}
         for graph in self.graphs():
             for node in graph.nodes:
-                parts.append((node.op, node.name, node.domain, _freeze(node.attrs)))
-                parts.append(tuple(t.name for t in node.inputs))
-                parts.append(tuple(t.name for t in node.outputs))
+                parts.append((node.op, node.name, node.domain))
+                if node.attrs:
+                    parts.append(_freeze(node.attrs))
+                for tensor in node.inputs:
+                    parts.append(tensor.name)
+                    if type(tensor) is gs.Constant and id(tensor) not in values:
+                        values[id(tensor)] = identity(tensor._values)
+                parts.extend([t.name for t in node.outputs])
             parts.append(tuple(t.name for t in graph.inputs + graph.outputs))
-        parts.extend((c.name, identity(c._values)) for c in self.constants())
-        return hash(tuple(parts))
+            values.update((id(t), identity(t._values)) for t in graph.outputs if isinstance(t, gs.Constant))
+        return hash((tuple(parts), tuple(values.values())))
 
     def _all_names(self) -> Iterator[str]:
         for graph in self.graphs():

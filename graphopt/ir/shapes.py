@@ -12,6 +12,7 @@ from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get
 from graphopt.ir.convert import pairs
 from graphopt.ir.model import Model
 from graphopt.ir.values import nbytes, onnx_dtype, peek
+from graphopt.ir.view import tensors
 
 # Larger initializers are replaced by their type and shape: inference reads values only of shape-like constants.
 _VALUES_BELOW = 2048
@@ -26,14 +27,14 @@ def infer_shapes(model: Model, *, fresh: bool = False) -> None:
     interface = {t.name for t in (*model.graph.inputs, *model.graph.outputs)}
     if fresh:
         for graph in model.graphs():
-            for name, tensor in graph.tensors().items():
+            for name, tensor in tensors(graph).items():
                 if isinstance(tensor, gs.Variable) and name not in interface:
                     tensor.shape = None
     proto = onnx.shape_inference.infer_shapes(model.to_proto(_VALUES_BELOW), data_prop=True)
     for graph, inferred in pairs(model.graph, proto.graph):
         # A tensor that a subgraph reads from outside is described outside; two branches may use a name for two tensors.
         known = {v.name: v for v in inferred.value_info}
-        for name, tensor in graph.tensors().items():
+        for name, tensor in tensors(graph).items():
             value = known.get(name)
             if value is None or not isinstance(tensor, gs.Variable) or name in interface:
                 continue
@@ -48,7 +49,7 @@ def infer_shapes(model: Model, *, fresh: bool = False) -> None:
 
 
 def infer_node(model: Model, node: gs.Node) -> None:
-    """Fill in what a node's own inference says of its outputs; what is unknown of its inputs stays unknown."""
+    """Fill in what a node's own inference says of its outputs, graph outputs excepted; what was known stays."""
     try:
         schema = onnx.defs.get_schema(node.op, model.opset, "")
         proto = OnnxExporter.export_node(node)
@@ -63,6 +64,8 @@ def infer_node(model: Model, node: gs.Node) -> None:
     except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return  # nothing is known, which is allowed
     for tensor in node.outputs:
+        if model.is_output(tensor):
+            continue
         kind = found.get(tensor.name)
         if kind is None or not kind.HasField("tensor_type") or not isinstance(tensor, gs.Variable):
             continue
@@ -71,7 +74,10 @@ def infer_node(model: Model, node: gs.Node) -> None:
             tensor.dtype = get_onnx_tensor_dtype(value)
         shape = get_onnx_tensor_shape(value)
         if shape is not None:
-            tensor.shape = [_tidy(d) for d in shape]
+            old = tensor.shape if tensor.shape is not None and len(tensor.shape) == len(shape) else [None] * len(shape)
+            tensor.shape = [
+                was if now is None else now for was, now in zip(old, (_tidy(d) for d in shape), strict=True)
+            ]
 
 
 def _type(tensor: gs.Tensor) -> onnx.TypeProto:

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.errors import ContractError, ModelError
 from graphopt.ir.model import Model
-from graphopt.ir.view import node_view, reads
+from graphopt.ir.view import all_graphs, node_view, reads, subgraphs, tensors
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Snapshot:
     def of(cls, model: Model) -> Snapshot:
         known = {
             name: (t.dtype is not None, None if t.shape is None else len(t.shape))
-            for name, t in model.graph.tensors().items()
+            for name, t in tensors(model.graph).items()
         }
         return cls(_interface(model.graph.inputs), _interface(model.graph.outputs), known)
 
@@ -77,10 +77,11 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
         for name in (t.name for t in node.inputs if t.name):
             if name not in defined:
                 late.append((node.name, name))
-        for sub in node.subgraphs():
+        inner = subgraphs(node) if node.attrs else []
+        for sub in inner:
             visible = frozenset(defined) | frozenset(produced)
             _graph_problems(sub, visible, found, f" (in a subgraph of {node.name!r})")
-        if any(True for _ in node.subgraphs()):
+        if inner:
             inside = _known_inside(node)
             late.extend((node.name, name) for name in reads(node) if name not in defined and name not in inside)
         defined.update(t.name for t in node.outputs if t.name)
@@ -94,7 +95,7 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
 def _known_inside(node: gs.Node) -> set[str]:
     """Names that the subgraphs of a node define themselves, initializers included: those are written with the model."""
     names: set[str] = set()
-    for sub in node.subgraphs(recursive=True):
+    for sub in (s for top in subgraphs(node) for s in all_graphs(top)):
         names.update(t.name for t in sub.inputs)
         for inner in sub.nodes:
             names.update(t.name for t in inner.outputs)
@@ -132,7 +133,7 @@ def verify(model: Model, before: Snapshot | None = None, blame: str = "") -> Non
         ):
             if old != new:
                 found.append(f"the graph's {kind} changed from {list(old)} to {list(new)}")
-        for name, tensor in model.graph.tensors().items():
+        for name, tensor in tensors(model.graph).items():
             had_dtype, had_rank = before.known.get(name, (False, None))
             if had_dtype and tensor.dtype is None:
                 found.append(f"the dtype of {name!r} was known and is lost")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import networkx as nx
 import onnx_graphsurgeon as gs
 
@@ -21,12 +23,44 @@ def node_view(graph: gs.Graph) -> nx.DiGraph:
     return view
 
 
+def subgraphs(node: gs.Node) -> list[gs.Graph]:
+    """The graphs among a node's attributes. What graphsurgeon's method of that name gives, many times as fast."""
+    return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+
+
+def all_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
+    """A graph, then every subgraph in it, outer ones first."""
+    queue = [graph]
+    for current in queue:
+        yield current
+        for node in current.nodes:
+            if node.attrs:
+                queue.extend(subgraphs(node))
+
+
+def tensors(graph: gs.Graph) -> dict[str, gs.Tensor]:
+    """Tensors by name, those of subgraphs left out: graph inputs, then each node's, then graph outputs. Linear."""
+    found: dict[str, gs.Tensor] = {}
+    for tensor in graph.inputs:
+        found[tensor.name] = tensor
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            found[tensor.name] = tensor
+        for tensor in node.outputs:
+            found[tensor.name] = tensor
+    for tensor in graph.outputs:
+        found[tensor.name] = tensor
+    found.pop("", None)
+    return found
+
+
 def reads(node: gs.Node) -> list[str]:
     """Names that a node reads, by its inputs or inside its subgraphs. Empty (omitted) inputs are left out."""
     names = [t.name for t in node.inputs if t.name]
-    for sub in node.subgraphs(recursive=True):
-        names.extend(t.name for n in sub.nodes for t in n.inputs if t.name)
-        names.extend(t.name for t in sub.outputs)
+    for top in subgraphs(node):
+        for sub in all_graphs(top):
+            names.extend(t.name for n in sub.nodes for t in n.inputs if t.name)
+            names.extend(t.name for t in sub.outputs)
     return names
 
 

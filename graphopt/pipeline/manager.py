@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
 
+from graphopt import garbage
 from graphopt.errors import ContractError, GraphoptError, PassError
 from graphopt.ir import Model, Snapshot, verify
 from graphopt.ir.values import nbytes
@@ -82,7 +84,7 @@ class PassManager:
         if step.kind is Kind.LOSSY:
             self._check_exact(model, ctx)
         if self._exact.start is None:
-            self._exact.start = model.copy()
+            self._exact.start = _as_it_is(model, ctx)
         ctx.progress.log(f"pass {step.spec}")
         index, self._ran = self._ran, self._ran + 1
         for hook in self.hooks:
@@ -90,9 +92,10 @@ class PassManager:
         before = self._state if self._state is not None and self._state.revision == model.revision else _State.of(model)
         began = time.perf_counter()
         try:
-            result = step.run(model, ctx)
-            seconds = time.perf_counter() - began
-            after = self._verify(step, model, before, result)
+            with garbage.paused() if step.kind is Kind.EXACT else nullcontext():
+                result = step.run(model, ctx)
+                seconds = time.perf_counter() - began
+                after = self._verify(step, model, before, result)
         except Exception as error:
             if isinstance(error, GraphoptError) and not isinstance(error, ContractError):
                 raise  # said on purpose, to the user
@@ -184,6 +187,12 @@ class _Segment:
             step.run(model, ctx)
             states.append(model)
         return states
+
+
+def _as_it_is(model: Model, ctx: Context) -> Model:
+    """A copy of the model; the reference serves where nothing has changed yet."""
+    same = ctx.reference is not model and ctx.reference.fingerprint() == model.fingerprint()
+    return ctx.reference if same else model.copy()
 
 
 def _size(model: Model) -> dict[str, int]:

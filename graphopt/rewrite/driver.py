@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
+from graphopt.ir.view import all_graphs, subgraphs
 from graphopt.pipeline.base import Pass, PassResult, Skipped
 from graphopt.pipeline.context import Context
 from graphopt.pipeline.exactness import RANDOM_OPS
@@ -61,7 +62,7 @@ class RewritePass(Pass):
 
     def _run_on(self, model: Model, graph: gs.Graph, ctx: Context) -> Workbench:
         rules = [*self.rules(model, ctx)]
-        bench = Workbench(model, graph, max(r.reach for r in rules))
+        bench = Workbench.of(model, graph, max(r.reach for r in rules))
         by_op: dict[str, list[tuple[str, Step]]] = {}
         always: list[tuple[str, Step]] = [("dead_nodes_removed", remove_dead)]
         for rule in rules:
@@ -69,6 +70,7 @@ class RewritePass(Pass):
                 by_op.setdefault(op, []).append((rule.name, rule.apply))
             if not rule.ops:
                 always.append((rule.name, rule.apply))
+        bench.push_all(by_op if len(always) == 1 else ())
         try:
             while not bench.idle:
                 bench.drain(by_op, always)
@@ -87,7 +89,7 @@ def remove_dead(bench: Workbench, node: gs.Node) -> str | None:
     for tensor in node.outputs:
         if tensor.name and (bench.readers(tensor) or bench.is_output(tensor) or bench.is_captured(tensor)):
             return None
-    inner = [n for sub in node.subgraphs(recursive=True) for n in sub.nodes]
+    inner = [n for top in subgraphs(node) for sub in all_graphs(top) for n in sub.nodes]
     if not all(bench.is_standard(n) and n.op not in RANDOM_OPS for n in (node, *inner)):
         return "nothing reads its outputs, but it is a custom or random operator"
     bench.remove(node)

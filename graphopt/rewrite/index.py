@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
 from graphopt.ir.values import peek
-from graphopt.ir.view import is_standard, reads
+from graphopt.ir.view import is_standard, reads, subgraphs
 
 # Types that ONNX Runtime takes from and gives to numpy; others (bfloat16, 8-bit floats, 4-bit integers) are not
 # computed with.
@@ -49,6 +49,7 @@ class Index:
         self._outputs = {t.name for t in self.graph.outputs}
         self._inputs = {t.name for t in self.graph.inputs}
         self._foreign: set[str] = set()
+        self.has_subgraphs = any(node.attrs and subgraphs(node) for node in self.graph.nodes)
         self._captured = set(_read_elsewhere(model, self.graph))
         for node in self.graph.nodes:
             for tensor in node.inputs:
@@ -57,8 +58,8 @@ class Index:
             for tensor in node.outputs:
                 if tensor.name:
                     self._producer[tensor.name] = node
-        for graph_ in model.graphs():
-            for node in graph_.nodes:
+        for other in model.graphs() if self.has_subgraphs or self.graph is not model.graph else (self.graph,):
+            for node in other.nodes:
                 if not self.is_standard(node):
                     self._foreign.update(reads(node))
 

@@ -12,15 +12,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.rewrite.driver import Rule
 from graphopt.rewrite.index import plain_dtype
 from graphopt.rewrite.workbench import Workbench
 
-_COMMUTATIVE = frozenset(("Add", "Mul"))
+_COMMUTATIVE = frozenset(("Add", "Mul", "Max", "Min"))
 # Exporters write sqrt(2) or 1/6 with as many digits as their own precision gave.
 _CLOSE = 1e-5
+
+Where = Callable[[Workbench, gs.Node], str | None]
 
 
 @dataclass(frozen=True)
@@ -32,36 +35,77 @@ class Any:
 
 @dataclass(frozen=True)
 class Const:
-    """An initializer. With ``value``, one that holds this number and does not broadcast the other operand."""
+    """An initializer. With ``value``, one that holds this number; with ``scalar``, one that holds a single number.
+
+    Either way it then does not broadcast the other operand.
+    """
 
     name: str = ""
     value: float | None = None
+    scalar: bool = False
+
+    @property
+    def single(self) -> bool:
+        return self.scalar or self.value is not None
 
 
 @dataclass(frozen=True)
 class Op:
     """The first output of a standard operator, one of ``ops`` (several are written with ``|``).
 
-    ``inputs`` are its inputs from the first on; it may have more. Add and Mul match in either order. ``name`` is under
-    which the node is found in the match.
+    ``inputs`` are its inputs from the first on; it may have more. Add, Mul, Max and Min of two match in either order.
+    ``name`` is under which the node is found in the match. ``where(bench, node)`` answers None, or why a node that is
+    right in all else makes the match a near one only.
     """
 
     ops: frozenset[str]
     inputs: tuple[Pattern, ...] = ()
     name: str = ""
+    where: Where | None = None
     attrs: Mapping[str, object] = field(default_factory=dict)
 
-    def __init__(self, ops: str, *inputs: Pattern, name: str = "", **attrs: object) -> None:
-        found = {"ops": frozenset(ops.split("|")), "inputs": inputs, "name": name, "attrs": attrs}
+    def __init__(self, ops: str, *inputs: Pattern, name: str = "", where: Where | None = None, **attrs: object) -> None:
+        found = {"ops": frozenset(ops.split("|")), "inputs": inputs, "name": name, "where": where, "attrs": attrs}
         for key, value in found.items():
             object.__setattr__(self, key, value)
 
-    @property
-    def depth(self) -> int:
-        return 1 + max((p.depth for p in self.inputs if isinstance(p, Op)), default=0)
+
+@dataclass(frozen=True)
+class Either:
+    """What one of several patterns matches; the first that does counts."""
+
+    options: tuple[Pattern, ...]
+
+    def __init__(self, *options: Pattern) -> None:
+        object.__setattr__(self, "options", options)
 
 
-Pattern = Any | Const | Op
+Pattern = Any | Const | Op | Either
+
+
+def depth(pattern: Pattern) -> int:
+    """How many operators stand above each other in a pattern, at most."""
+    if isinstance(pattern, Op):
+        return 1 + max(map(depth, pattern.inputs), default=0)
+    return max(map(depth, pattern.options)) if isinstance(pattern, Either) else 0
+
+
+def roots(pattern: Pattern) -> list[str]:
+    """Operators that can be the last one of a pattern."""
+    if isinstance(pattern, Either):
+        return [*dict.fromkeys(op for p in pattern.options for op in roots(p))]
+    return sorted(pattern.ops) if isinstance(pattern, Op) else []
+
+
+def scaled(pattern: Pattern, factor: float) -> Either:
+    """``pattern`` times a number, written as Mul by it or as Div by its reciprocal."""
+    return Either(Op("Mul", pattern, Const(value=factor)), Op("Div", pattern, Const(value=1 / factor)))
+
+
+def product(a: Pattern, b: Pattern, c: Pattern) -> Either:
+    """The product of three, whichever two are multiplied first."""
+    pairs = ((a, b, c), (a, c, b), (b, c, a))
+    return Either(*(Op("Mul", Op("Mul", p, q), r) for p, q, r in pairs))
 
 
 @dataclass(frozen=True)
@@ -80,32 +124,41 @@ class Match:
 Rewrite = Callable[[Workbench, gs.Node, Match], str | None]
 
 
-def pattern_rule(name: str, pattern: Op | tuple[Op, ...], rewrite: Rewrite) -> Rule:
-    """A rule that rewrites what a pattern (or one of several) matches. ``rewrite(bench, root, match)`` as in Rule."""
-    patterns = pattern if isinstance(pattern, tuple) else (pattern,)
+def pattern_rule(name: str, pattern: Op | Either | tuple[Op | Either, ...], rewrite: Rewrite, what: str = "") -> Rule:
+    """A rule that rewrites what a pattern (or one of several) matches. ``rewrite(bench, root, match)`` as in Rule.
+
+    ``what`` is what reasons call the whole: "nearly Gelu: ...".
+    """
+    choice = Either(*pattern) if isinstance(pattern, tuple) else pattern
+    called = what or name.replace("_", " ")
 
     def apply(bench: Workbench, node: gs.Node) -> str | None:
-        near = None
-        for one in patterns:
-            found = match(bench, node, one)
-            if isinstance(found, Match):
-                return rewrite(bench, node, found)
-            near = near or found
-        return near and f"nearly {name.replace('_', ' ')}: {near}"
+        found = match(bench, node, choice)
+        if isinstance(found, Match):
+            return rewrite(bench, node, found)
+        return found and f"nearly {called}: {found}"
 
-    roots = dict.fromkeys(op for p in patterns for op in sorted(p.ops))
-    return Rule(name, tuple(roots), apply, max(p.depth for p in patterns) - 1)
+    return Rule(name, tuple(roots(choice)), apply, max(depth(choice) - 1, 0))
 
 
-def match(bench: Workbench, root: gs.Node, pattern: Op) -> Match | str | None:
-    """Match a pattern whose last operator is ``root``: the match, or why a near match is none, or None."""
-    reason: str | None = None
-    for found in _node(bench, root, pattern, Match({}, {}, ())):
+def match(bench: Workbench, root: gs.Node, pattern: Op | Either) -> Match | str | None:
+    """Match a pattern whose last operator is ``root``: the match, or why the nearest match is none, or None."""
+    nearest: tuple[str, ...] = ()
+    for found in _root(bench, root, pattern):
         problems = found.problems or _not_private(bench, root, found)
         if not problems:
             return found
-        reason = reason or problems[0]
-    return reason
+        if not nearest or len(problems) < len(nearest):
+            nearest = problems
+    return nearest[0] if nearest else None
+
+
+def _root(bench: Workbench, root: gs.Node, pattern: Pattern) -> Iterator[Match]:
+    if isinstance(pattern, Either):
+        for option in pattern.options:
+            yield from _root(bench, root, option)
+    elif isinstance(pattern, Op):
+        yield from _node(bench, root, pattern, Match({}, {}, ()))
 
 
 def _not_private(bench: Workbench, root: gs.Node, found: Match) -> tuple[str, ...]:
@@ -126,9 +179,10 @@ def _node(bench: Workbench, node: gs.Node, pattern: Op, so_far: Match) -> Iterat
     if len(node.inputs) < len(pattern.inputs) or any(node.attrs.get(k) != v for k, v in pattern.attrs.items()):
         return
     nodes = {**so_far.nodes, pattern.name: node} if pattern.name else so_far.nodes
-    here = Match(so_far.tensors, nodes, so_far.inside, so_far.problems)
+    own = pattern.where(bench, node) if pattern.where is not None else None
+    here = Match(so_far.tensors, nodes, so_far.inside, (*so_far.problems, own) if own else so_far.problems)
     orders = [list(node.inputs)]
-    if node.op in _COMMUTATIVE and len(pattern.inputs) == 2:
+    if node.op in _COMMUTATIVE and len(pattern.inputs) == len(node.inputs) == 2:
         orders.append(orders[0][::-1])
     for order in orders:
         problems = tuple(_broadcasts(order, pattern.inputs))
@@ -138,8 +192,9 @@ def _node(bench: Workbench, node: gs.Node, pattern: Op, so_far: Match) -> Iterat
 def _broadcasts(tensors: list[gs.Tensor], patterns: tuple[Pattern, ...]) -> Iterator[str]:
     """A constant of one element with more axes than the other operand would add axes to the result."""
     for k, pattern in enumerate(patterns[:2]):
-        if isinstance(pattern, Const) and pattern.value is not None and isinstance(tensors[k], gs.Constant):
-            shape, axes = tensors[1 - k].shape, len(tensors[k].shape)
+        if isinstance(pattern, Const) and pattern.single and isinstance(tensors[k], gs.Constant):
+            axes = len(tensors[k].shape)
+            shape = tensors[1 - k].shape if len(tensors) > 1 else None
             if axes and (shape is None or len(shape) < axes):
                 yield f"{tensors[k].name!r} has more axes than what it is combined with, or than is known"
 
@@ -155,24 +210,45 @@ def _inputs(
 
 
 def _tensor(bench: Workbench, tensor: gs.Tensor, pattern: Pattern, so_far: Match) -> Iterator[Match]:
+    if isinstance(pattern, Either):
+        for option in pattern.options:
+            yield from _tensor(bench, tensor, option, so_far)
+        return
     if isinstance(pattern, Op):
         producer = bench.producer(tensor)
-        if producer is None or producer.outputs[0] is not tensor:
+        if producer is None or producer.outputs[0].name != tensor.name:
             return
-        inside = so_far.inside if producer in so_far.inside else (*so_far.inside, producer)
-        yield from _node(bench, producer, pattern, Match(so_far.tensors, so_far.nodes, inside, so_far.problems))
+        known = any(n is producer for n in so_far.inside)
+        inside = so_far.inside if known else (*so_far.inside, producer)
+        yield from _node(bench, producer, pattern, replace(so_far, inside=inside))
         return
     problems = so_far.problems
     if isinstance(pattern, Const):
         if not isinstance(tensor, gs.Constant) or plain_dtype(tensor) is None:
             return
-        if pattern.value is not None:
-            value = bench.scalar(tensor) if math.prod(tensor.shape) == 1 else None
-            if value is None or not math.isclose(value, pattern.value, rel_tol=_CLOSE, abs_tol=0.0):
-                shown = "several values" if value is None else f"{value:g}"
-                problems = (*problems, f"{tensor.name!r} is {shown}, not {pattern.value:g}")
+        problem = _wrong_value(bench, tensor, pattern)
+        problems = (*problems, problem) if problem else problems
+    elif not tensor.name:  # an optional input that is left out
+        return
     name = pattern.name
-    if name and name in so_far.tensors and so_far.tensors[name] is not tensor:
+    if name and name in so_far.tensors and so_far.tensors[name].name != tensor.name:
         return
     tensors = {**so_far.tensors, name: tensor} if name else so_far.tensors
-    yield Match(tensors, so_far.nodes, so_far.inside, problems)
+    yield replace(so_far, tensors=tensors, problems=problems)
+
+
+def _wrong_value(bench: Workbench, tensor: gs.Constant, pattern: Const) -> str | None:
+    if not pattern.single:
+        return None
+    value = bench.scalar(tensor) if math.prod(tensor.shape) == 1 else None
+    if value is not None and (pattern.value is None or _close(tensor, value, pattern.value)):
+        return None
+    wanted = "a single number" if pattern.value is None else f"{pattern.value:g}"
+    return f"{tensor.name!r} is {'several values' if value is None else f'{value:.7g}'}, not {wanted}"
+
+
+def _close(tensor: gs.Constant, value: float, wanted: float) -> bool:
+    """Whether a number is ``wanted``, as far as the tensor's type and the exporter's digits can say."""
+    dtype = plain_dtype(tensor)
+    coarse = float(np.finfo(dtype).eps) if dtype is not None and dtype.kind == "f" else 0.0
+    return math.isclose(value, wanted, rel_tol=max(_CLOSE, coarse), abs_tol=0.0)

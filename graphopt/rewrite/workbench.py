@@ -7,8 +7,10 @@ graphsurgeon's lists once, in ``finish``.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -16,9 +18,13 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.ir import Model, infer_shapes
 from graphopt.ir.shapes import infer_node
-from graphopt.ir.view import reads
+from graphopt.ir.view import all_graphs, reads, subgraphs, tensors
 from graphopt.pipeline.base import Skipped
 from graphopt.rewrite.index import Index
+from graphopt.rewrite.shapes import known
+
+# The workbench that the last pass left of each model.
+_kept: weakref.WeakKeyDictionary[Model, Workbench] = weakref.WeakKeyDictionary()
 
 Step = Callable[["Workbench", gs.Node], str | None]
 
@@ -32,15 +38,32 @@ class Workbench(Index):
 
     def __init__(self, model: Model, graph: gs.Graph | None = None, reach: int = 2) -> None:
         super().__init__(model, graph)
+        self._begin(reach)
+
+    @classmethod
+    def of(cls, model: Model, graph: gs.Graph, reach: int) -> Workbench:
+        """A workbench for one pass. That of the pass before serves again where the model is as it left it."""
+        kept = _kept.get(model)
+        if kept is not None and kept.graph is graph and kept._revision == model.revision:
+            kept._begin(reach)
+            return kept
+        bench = cls(model, graph, reach)
+        if graph is model.graph and not bench.has_subgraphs:
+            _kept[model] = bench
+        return bench
+
+    def _begin(self, reach: int) -> None:
         self.changed = False
         self.edits = 0
         self.reach = reach
         self.counts: Counter[str] = Counter()
         self._skipped: dict[int, dict[str, Skipped]] = {}
         self.rule = ""  # the rule at work, to which reasons belong
-        self._pending: deque[gs.Node] = deque(self._alive.values())
-        self._queued = set(self._alive)
-        self._unsaid = False  # whether the graph changed since shapes were last inferred
+        self._pending: deque[gs.Node] = deque()
+        self._queued: set[int] = set()
+        self._touched: dict[int, gs.Tensor] = {}  # whose readers or producer changed
+        self._stale: dict[int, gs.Node] = {}  # whose output shapes may be known better now
+        self._revision = self.model.revision
 
     # --- the worklist ---------------------------------------------------------------------------------------
 
@@ -72,13 +95,22 @@ class Workbench(Index):
                 if id(node) not in self._alive:
                     break
 
+    def push_all(self, ops: Collection[str]) -> None:
+        """Look at every node of these operators (none: of all), and at nodes whose outputs nobody reads."""
+        readers = self._readers
+        self.push(
+            node
+            for node in self.nodes()
+            if not ops or node.op in ops or not any(t.name and readers.get(t.name) for t in node.outputs)
+        )
+
     def _apply(self, name: str, step: Step, node: gs.Node) -> None:
         before, self.rule, op = self.edits, name, node.op
         reason = step(self, node)
         if self.edits != before:
             self.counts[name] += 1
-        if id(node) in self._alive:
-            if node.op != op:
+        if reason or self._skipped:
+            if id(node) not in self._alive or node.op != op:
                 self._skipped.pop(id(node), None)
             elif reason:
                 self.skip(node, reason)
@@ -97,10 +129,9 @@ class Workbench(Index):
         list.__setitem__(node.inputs, index, tensor)
         if all(t is not old for t in node.inputs):
             self._unread(old, node)
-        if tensor.name:
-            self._readers.setdefault(tensor.name, {})[id(node)] = node
+        self._read(tensor, node)
         self.push_below(node)
-        self._mark()
+        self._mark(node)
 
     def put_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
         """Like ``set_input``, for an optional input that the node may not have yet."""
@@ -117,11 +148,13 @@ class Workbench(Index):
 
     def set_output(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
         """Make output ``index`` of a node write ``tensor``, whose former producer the caller removes."""
-        self._producer.pop(node.outputs[index].name, None)
+        old = node.outputs[index]
+        self._producer.pop(old.name, None)
         list.__setitem__(node.outputs, index, tensor)
         self._producer[tensor.name] = node
+        self._touched.update({id(old): old, id(tensor): tensor})
         self.push_below(node)
-        self._mark()
+        self._mark(node)
 
     def become(self, node: gs.Node, op: str, inputs: Sequence[gs.Tensor], **attrs: object) -> None:
         """Turn a node into another operator with the same outputs, at the same place and of the same name."""
@@ -134,10 +167,9 @@ class Workbench(Index):
             if tensor.name not in kept:
                 self._unread(tensor, node)
         for tensor in inputs:
-            if tensor.name:
-                self._readers.setdefault(tensor.name, {})[id(node)] = node
+            self._read(tensor, node)
         self.push_below(node)
-        self._mark()
+        self._mark(node)
 
     def emit(
         self, op: str, inputs: Sequence[gs.Tensor], before: gs.Node, stem: str = "", **attrs: object
@@ -156,8 +188,9 @@ class Workbench(Index):
         """Drop the last output of a node, which nobody reads."""
         tensor = list.pop(node.outputs)
         self._producer.pop(tensor.name, None)
+        self._touched[id(tensor)] = tensor
         self.push([node])
-        self._mark()
+        self._mark(node)
 
     def splice(self, node: gs.Node, body: gs.Graph) -> None:
         """Put the nodes of a subgraph of ``node``, which takes no inputs, in its place; its outputs become the node's.
@@ -175,7 +208,7 @@ class Workbench(Index):
                 continue
             if id(source) in produced:
                 producer, k = produced.pop(id(source))
-                for reader in (*body.nodes, *(n for b in body.nodes for s in b.subgraphs(True) for n in s.nodes)):
+                for reader in [n for g in all_graphs(body) for n in g.nodes]:
                     for index, tensor in enumerate(reader.inputs):
                         if tensor is source:
                             list.__setitem__(reader.inputs, index, target)
@@ -203,6 +236,7 @@ class Workbench(Index):
         self._producer.pop(old.name, None)
         list.__setitem__(node.outputs, index, new)
         self._producer[new.name] = node
+        self._touched.update({id(old): old, id(new): new})
 
     def _insert(self, node: gs.Node, before: gs.Node) -> None:
         slot = self._slot[id(before)]
@@ -210,15 +244,15 @@ class Workbench(Index):
         self._slots[slot].insert(place, node)
         self._slot[id(node)] = slot
         self._alive[id(node)] = node
-        self._captured.update(name for sub in node.subgraphs() for name in _names_read(sub))
+        self._captured.update(name for sub in subgraphs(node) for name in _names_read(sub))
         for tensor in node.inputs:
-            if tensor.name:
-                self._readers.setdefault(tensor.name, {})[id(node)] = node
+            self._read(tensor, node)
         for tensor in node.outputs:
             if tensor.name:
                 self._producer[tensor.name] = node
+                self._touched[id(tensor)] = tensor
         self.push([node])
-        self._mark()
+        self._mark(node)
 
     def remove(self, node: gs.Node) -> None:
         del self._alive[id(node)]
@@ -228,6 +262,7 @@ class Workbench(Index):
         for tensor in node.outputs:
             if self._producer.get(tensor.name) is node:
                 del self._producer[tensor.name]
+                self._touched[id(tensor)] = tensor
         self._mark()
 
     def make_constant(self, node: gs.Node, values: dict[str, np.ndarray]) -> None:
@@ -285,27 +320,65 @@ class Workbench(Index):
         said = (self._skipped.get(id(n)) for n in self.nodes())
         return [next(iter(reasons.values())) for reasons in said if reasons]
 
-    def infer_shapes(self) -> bool:
-        """Infer shapes if anything changed since the last time, and look again at nodes whose input gained one."""
-        if not self._unsaid:
-            return False
-        self._unsaid = False
+    def infer_shapes(self) -> None:
+        """Infer shapes below what changed, as far as they were unknown, and look again where that told something."""
+        if self.has_subgraphs or self.graph is not self.model.graph:
+            self._infer_all()
+            return
+        heap = [(self.position(n), id(n)) for n in self._stale.values() if id(n) in self._alive]
+        heapify(heap)
+        self._stale = {}
+        last = None
+        while heap:
+            place, key = heappop(heap)
+            node = self._alive.get(key)
+            if node is None or place == last or all(_complete(t) for t in node.outputs):
+                continue
+            last = place
+            before = [_known(t) for t in node.outputs]
+            infer_node(self.model, node)
+            for tensor, was in zip(node.outputs, before, strict=True):
+                if _known(tensor) != was:
+                    self.push([node, *self.readers(tensor)])
+                    for reader in self.readers(tensor):
+                        heappush(heap, (self.position(reader), id(reader)))
+
+    def _infer_all(self) -> None:
+        if not self._stale:
+            return
+        self._stale = {}
         self.graph.nodes = list(self.nodes())
-        before = {name: _known(t) for name, t in self.graph.tensors().items()}
+        before = {name: _known(t) for name, t in tensors(self.graph).items()}
         infer_shapes(self.model)
-        for name, tensor in self.graph.tensors().items():
+        for name, tensor in tensors(self.graph).items():
             if before.get(name) != _known(tensor):
                 self.push([self._producer.get(name), *self.readers(tensor)])
-        return True
 
     def finish(self) -> None:
         """Write the result back into the graph: node order, and graphsurgeon's producer and consumer lists."""
         if not self.changed:
             return
         self.graph.nodes = list(self.nodes())
+        self._slots = [[n] for n in self.graph.nodes]
+        self._slot = {id(n): k for k, n in enumerate(self.graph.nodes)}
+        if self.has_subgraphs or self.graph is not self.model.graph:
+            self._link_all()
+        else:
+            for tensor in self._touched.values():
+                list.clear(tensor.inputs)
+                list.clear(tensor.outputs)
+                producer = self._producer.get(tensor.name)
+                if producer is not None:
+                    list.append(tensor.inputs, producer)
+                for reader in self.readers(tensor):
+                    list.extend(tensor.outputs, [reader for t in reader.inputs if t is tensor])
+        self.model.touch()
+        self._revision = self.model.revision
+
+    def _link_all(self) -> None:
         graphs = list(self.model.graphs())
         for graph in graphs:
-            for tensor in graph.tensors().values():
+            for tensor in tensors(graph).values():
                 list.clear(tensor.inputs)
                 list.clear(tensor.outputs)
         for graph in graphs:
@@ -316,14 +389,19 @@ class Workbench(Index):
                 for tensor in node.outputs:
                     if tensor.name:
                         list.append(tensor.inputs, node)
-        self.model.touch()
 
     def _own(self, tensor: gs.Tensor) -> None:
         """Remember in which scope an initializer is written."""
         if self.graph is not self.model.graph:
             self.model.header.inner_initializers.add(tensor.name)
 
+    def _read(self, tensor: gs.Tensor, node: gs.Node) -> None:
+        if tensor.name:
+            self._readers.setdefault(tensor.name, {})[id(node)] = node
+            self._touched[id(tensor)] = tensor
+
     def _unread(self, tensor: gs.Tensor, node: gs.Node) -> None:
+        self._touched[id(tensor)] = tensor
         left = self._readers.get(tensor.name, {})
         left.pop(id(node), None)
         # The producer may be dead now, and the last reader may now have the tensor to itself.
@@ -333,16 +411,28 @@ class Workbench(Index):
         """Look at the readers of a tensor, and at theirs: rules match a node together with the one before it."""
         for reader in self.readers(tensor):
             self.push([reader])
+            self._stale[id(reader)] = reader
             for output in reader.outputs:
                 self.push(self.readers(output))
 
-    def _mark(self) -> None:
-        self.changed = self._unsaid = True
+    def _mark(self, node: gs.Node | None = None) -> None:
+        """Note a change, and the node whose outputs it may concern."""
+        self.changed = True
         self.edits += 1
+        if node is not None:
+            self._stale[id(node)] = node
 
 
 def _names_read(graph: gs.Graph) -> set[str]:
     return {name for node in graph.nodes for name in reads(node)} | {t.name for t in graph.outputs}
+
+
+def _complete(tensor: gs.Tensor) -> bool:
+    """Whether inference could add nothing to what is known of a tensor."""
+    if not tensor.name or not isinstance(tensor, gs.Variable):
+        return True
+    shape = tensor.shape
+    return tensor.dtype is not None and shape is not None and all(known(d) or (isinstance(d, str) and d) for d in shape)
 
 
 def _known(tensor: gs.Tensor) -> tuple[object, ...]:

@@ -17,6 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.ir.values import nbytes
+from graphopt.ir.view import subgraphs
 from graphopt.rewrite import Workbench
 from graphopt.rewrite.index import plain_dtype
 
@@ -72,12 +73,14 @@ def plan(bench: Workbench, budget: int, refused: dict[int, str]) -> Plan:
 
 def _candidates(bench: Workbench, refused: dict[int, str]) -> list[gs.Node]:
     """Nodes that depend on initializers alone and can be computed within the working memory."""
-    limit = max([WORKING_BYTES, *(nbytes(c) for c in bench.model.constants())])
+    limit: int | None = None
     found: list[gs.Node] = []
     names: set[str] = set()
     for node in bench.nodes():
         if not node.inputs or not all(not t.name or t.name in names or isinstance(t, gs.Constant) for t in node.inputs):
             continue
+        if limit is None:
+            limit = max([WORKING_BYTES, *(nbytes(c) for c in bench.model.constants())])
         reason = refused.get(id(node)) or _why_not(bench, node, limit)
         if reason:
             bench.skip(node, reason)
@@ -94,7 +97,7 @@ def _why_not(bench: Workbench, node: gs.Node, limit: int) -> str:
     if node.op in _QUANTIZATION:
         return "quantized constants stay as they are"
     schema = bench.schema(node)
-    if any(True for _ in node.subgraphs()):
+    if subgraphs(node):
         return "operators with subgraphs are not evaluated, although their inputs are constant"
     if schema is None or schema.node_determinism == _NON_DETERMINISTIC:
         return "it is random, or may be"
