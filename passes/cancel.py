@@ -12,7 +12,8 @@ from graphopt import Context, Kind, Model
 from graphopt.rewrite import RewritePass, Rule, Workbench
 from graphopt.rewrite.bypass import bypass
 from graphopt.rewrite.index import plain_dtype
-from graphopt.rewrite.shapes import equal_shapes, same
+from graphopt.rewrite.operands import constant_axes, constant_slices, permutation
+from graphopt.rewrite.shapes import equal_shapes, known, same
 
 # They change a tensor's shape and leave its values in order.
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
@@ -33,6 +34,7 @@ class Cancel(RewritePass):
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         return (
             Rule("transposes", ("Transpose",), join_transposes),
+            Rule("reshapes", ("Transpose",), transpose_to_reshape),
             Rule("reshapes", _RESHAPES, cancel_reshapes, reach=4),
             Rule("reshapes", ("Reshape", "Flatten"), skip_reshape),
             Rule("axes", ("Squeeze", "Unsqueeze"), join_axes),
@@ -41,15 +43,6 @@ class Cancel(RewritePass):
             Rule("involutions", _INVOLUTIONS, cancel_involution),
             Rule("repetitions", _IDEMPOTENT, drop_repetition),
         )
-
-
-def permutation(node: gs.Node) -> list[int] | None:
-    """The order of axes of a Transpose; None where it depends on a rank that is unknown."""
-    perm = node.attrs.get("perm")
-    if perm is not None:
-        return [int(p) for p in perm]
-    shape = node.inputs[0].shape
-    return None if shape is None else list(reversed(range(len(shape))))
 
 
 def join_transposes(bench: Workbench, node: gs.Node) -> str | None:
@@ -64,6 +57,28 @@ def join_transposes(bench: Workbench, node: gs.Node) -> str | None:
     if joined == sorted(joined):
         return bypass(bench, node, before.inputs[0])
     bench.become(node, "Transpose", [before.inputs[0]], perm=joined)
+    return None
+
+
+def transpose_to_reshape(bench: Workbench, node: gs.Node) -> str | None:
+    """Make a Reshape of a Transpose that only moves axes of size 1: it leaves all values in order."""
+    perm, shape = permutation(node), node.inputs[0].shape
+    if perm is None or shape is None or len(perm) != len(shape) or bench.model.opset < 5:
+        return None
+    wide = [p for p in perm if not (known(shape[p]) and int(shape[p]) == 1)]
+    if wide != sorted(wide) or perm == sorted(perm):
+        return None
+    target = []
+    for place, axis in enumerate(perm):
+        if known(shape[axis]):
+            target.append(int(shape[axis]))
+        else:  # 0 copies the dimension at the same place
+            target.append(0 if place == axis else -1)
+    if target.count(-1) > 1 or {0, -1} <= set(target):
+        return None
+    bench.become(
+        node, "Reshape", [node.inputs[0], bench.model.constant(f"{node.name}_shape", np.array(target, np.int64))]
+    )
     return None
 
 
@@ -103,14 +118,6 @@ def _same_at(a: gs.Tensor, b: gs.Tensor, axis: int) -> bool:
         and axis < min(len(a.shape), len(b.shape))
         and same(a.shape[axis], b.shape[axis])
     )
-
-
-def constant_axes(bench: Workbench, node: gs.Node) -> list[int] | None:
-    """Axes of a Squeeze or Unsqueeze, as attribute or as constant input; None if unknown or left out."""
-    axes = node.attrs.get("axes")
-    if axes is None and len(node.inputs) > 1:
-        axes = bench.array(node.inputs[1])
-    return None if axes is None else [int(a) for a in np.asarray(axes).reshape(-1)]
 
 
 def join_axes(bench: Workbench, node: gs.Node) -> str | None:
@@ -166,7 +173,7 @@ def join_slices(bench: Workbench, node: gs.Node) -> str | None:
     before = bench.standard_producer(node.inputs[0], "Slice")
     if before is None or bench.model.opset < 10:
         return None
-    first, second = slices(bench, before), slices(bench, node)
+    first, second = constant_slices(bench, before), constant_slices(bench, node)
     if first is None or second is None:
         return None
     joined = dict(first)
@@ -184,22 +191,6 @@ def join_slices(bench: Workbench, node: gs.Node) -> str | None:
     inputs = [bench.model.constant(f"{node.name}_{n}", np.array(r, np.int64)) for n, r in zip(names, rows, strict=True)]
     bench.become(node, "Slice", [before.inputs[0], *inputs])
     return None
-
-
-def slices(bench: Workbench, node: gs.Node) -> dict[int, tuple[int, int, int]] | None:
-    """Start, end and step by axis of a Slice with constant bounds; None if unknown."""
-    given = [bench.array(t) if t.name else None for t in node.inputs[1:]]
-    if len(given) < 2 or any(g is None for g, t in zip(given, node.inputs[1:], strict=True) if t.name):
-        return None
-    starts, ends = (np.asarray(g).reshape(-1).tolist() for g in given[:2])
-    axes = given[2].reshape(-1).tolist() if len(given) > 2 and given[2] is not None else list(range(len(starts)))
-    steps = given[3].reshape(-1).tolist() if len(given) > 3 and given[3] is not None else [1] * len(starts)
-    if any(a < 0 for a in axes):
-        shape = node.inputs[0].shape
-        if shape is None:
-            return None
-        axes = [a % len(shape) for a in axes]
-    return {a: (s, e, p) for a, s, e, p in zip(axes, starts, ends, steps, strict=True)}
 
 
 def cancel_involution(bench: Workbench, node: gs.Node) -> str | None:

@@ -11,7 +11,8 @@ import onnx_graphsurgeon as gs
 from graphopt import Context, Kind, Model
 from graphopt.rewrite import RewritePass, Rule, Workbench
 from graphopt.rewrite.bypass import bypass
-from graphopt.rewrite.shapes import equal_shapes, spread
+from graphopt.rewrite.operands import constant_slices
+from graphopt.rewrite.shapes import equal_shapes, known, spread
 
 _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1, "Pow": 1, "Or": False, "And": True}
 
@@ -36,9 +37,8 @@ class Eliminate(RewritePass):
             Rule("neutral_arithmetic", tuple(_NEUTRAL), remove_neutral),
             Rule("transposes", ("Transpose",), remove_transpose),
             Rule("pads", ("Pad",), remove_pad),
-            Rule(
-                "same_shape", ("Reshape", "Expand", "Tile", "Slice", "Resize", "Squeeze", "Flatten"), remove_same_shape
-            ),
+            Rule("same_shape", ("Reshape", "Expand", "Tile", "Resize", "Squeeze", "Flatten"), remove_same_shape),
+            Rule("slices", ("Slice",), remove_slice),
             Rule("splits", ("Split",), remove_split),
             Rule("dead_outputs", (), drop_dead_outputs),
         )
@@ -106,13 +106,22 @@ def remove_same_shape(bench: Workbench, node: gs.Node) -> str | None:
     """Remove what could only change a shape and does not, where both shapes are known, by number or by name."""
     if not equal_shapes(node.inputs[0], node.outputs[0]):
         return None
-    if node.op == "Slice":
-        steps = node.attrs.get("steps") or (bench.array(node.inputs[4]) if len(node.inputs) > 4 else None)
-        given = len(node.inputs) > 4 and bool(node.inputs[4].name)
-        if (given and steps is None) or (steps is not None and (np.asarray(steps) != 1).any()):
-            return None  # it may reverse the order
     if node.op == "Resize":
         return None if _resizes_in_place(bench, node) else "its sampling moves values, although the shape stays"
+    return bypass(bench, node)
+
+
+def remove_slice(bench: Workbench, node: gs.Node) -> str | None:
+    """Remove a Slice that takes everything there is along each of its axes."""
+    bounds, source = constant_slices(bench, node), node.inputs[0]
+    if bounds is None:
+        return None
+    for axis, (start, end, step) in bounds.items():
+        size = source.shape[axis] if source.shape is not None and axis < len(source.shape) else None
+        # Exporters write the largest integers there are for an open end.
+        length = int(size) if size is not None and known(size) else 2**31 - 1
+        if step != 1 or end < length or not (start == 0 or (known(size) and start <= -length)):
+            return None
     return bypass(bench, node)
 
 

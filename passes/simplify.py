@@ -9,4 +9,7 @@ SIMPLIFY = (
     "cancel",
     "fuse-pad",
     "fuse-affine",
+    "gemm",
+    "recognize",
+    "global-pool",
 )

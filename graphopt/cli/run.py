@@ -30,6 +30,14 @@ from graphopt.cli import options
 @click.option("--min-speedup", type=float, metavar="FACTOR", help="Gate: least speedup over the input model.")
 @click.option("--max-bytes", type=click.IntRange(1), metavar="N", help="Gate: largest size of the output file.")
 @click.option("--target", metavar="NAME", help="What the model will run on (default: ort-cpu).")
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Fix the batch size of the model's input.")
+@click.option(
+    "--input-shape",
+    "input_shapes",
+    multiple=True,
+    metavar="NAME:1,3,224,224",
+    help="Fix the shape of an input.",
+)
 @options.seed
 @options.threads
 @click.option(
@@ -54,6 +62,7 @@ def command(
     format_: str,
     quiet: bool,
     verbose: bool,
+    input_shapes: tuple[str, ...],
     **given: Any,
 ) -> int:
     """Optimize MODEL, check the result on images, and write it with a report.
@@ -61,9 +70,11 @@ def command(
     The output is renamed into place only when all gates hold; a failed run leaves it as it was.
     """
     from graphopt.driver.run import Options, optimize
+    from graphopt.ir.interface import parse_shape
     from graphopt.report import console, files
 
-    settings = options.settings_for(model, config, **given)
+    shapes = {name: list(dims) for name, dims in map(parse_shape, input_shapes)} or None
+    settings = options.settings_for(model, config, input_shapes=shapes, **given)
     terminal = options.terminal(quiet, verbose)
     outcome = optimize(model, settings, Options(report, dump_ir, verify_each, no_eval, load_passes), terminal)
     if outcome.error is not None:

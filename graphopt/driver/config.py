@@ -36,6 +36,8 @@ class Settings:
     target: str | None = None
     seed: int | None = None
     threads: int | None = None
+    batch: int | None = None
+    input_shapes: dict[str, list[int]] | None = None
     origin: str | None = None  # the file that settings came from, for error messages
 
     def over(self, other: Settings) -> Settings:
@@ -52,6 +54,7 @@ _KEYS: dict[str, dict[str, tuple[str, Any, bool]]] = {
         "target": ("target", str, False),
         "seed": ("seed", int, False),
         "threads": ("threads", int, False),
+        "batch": ("batch", int, False),
     },
     "data": {
         "evaluation": ("data", str, True),
@@ -76,6 +79,8 @@ def from_table(table: Mapping[str, Any], folder: Path, origin: str) -> Settings:
             if not isinstance(value, str | dict):
                 raise UsageError(f"'preprocess' in {origin} must be a text or a table")
             values["preprocess"] = value
+        elif key == "input_shapes":
+            values[key] = _shapes(value, origin)
         elif key in _KEYS and key:
             if not isinstance(value, dict):
                 raise UsageError(f"{key!r} in {origin} must be a table: [{key}]")
@@ -86,10 +91,19 @@ def from_table(table: Mapping[str, Any], folder: Path, origin: str) -> Settings:
     return Settings(**values)
 
 
+def _shapes(value: Any, origin: str) -> dict[str, list[int]]:
+    good = isinstance(value, dict) and all(
+        isinstance(dims, list) and dims and all(type(d) is int and d > 0 for d in dims) for dims in value.values()
+    )
+    if not good:
+        raise UsageError(f"'input_shapes' in {origin} must be a table of lists: input = [1, 3, 224, 224]")
+    return dict(value)
+
+
 def _read(values: dict[str, Any], table: str, key: str, value: Any, folder: Path, origin: str) -> None:
     known = _KEYS[table]
     if key not in known:
-        names = [*known, "data", "preprocess", "gates"] if not table else list(known)
+        names = [*known, "data", "preprocess", "gates", "input_shapes"] if not table else list(known)
         raise unknown("key", key, names, f" in {f'[{table}] of ' if table else ''}{origin}")
     setting, kind, is_path = known[key]
     if not isinstance(value, kind) or isinstance(value, bool):

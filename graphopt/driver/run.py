@@ -12,8 +12,9 @@ from graphopt.analysis.cost import Cost, CostAnalysis
 from graphopt.driver import gates
 from graphopt.driver.config import DEFAULT_PASSES, Settings
 from graphopt.driver.inputs import Inputs, classes, prepare
-from graphopt.errors import GraphoptError, PassError
+from graphopt.errors import GraphoptError, ModelError, PassError
 from graphopt.ir import Model, load
+from graphopt.ir.interface import fix_shapes
 from graphopt.ir.io import Staged, check_writable, stage
 from graphopt.pipeline import Context, Pass, Pipeline, Registry, format_pipeline
 from graphopt.pipeline.hooks import DumpIR, Hook, Reproducer
@@ -22,7 +23,7 @@ from graphopt.progress import Progress
 from graphopt.report import build, files
 from graphopt.runtime.evaluate import Evaluation, evaluate
 from graphopt.runtime.latency import Latency, measure, speedup
-from graphopt.runtime.session import open_session
+from graphopt.runtime.session import open_session, runnable
 from graphopt.runtime.statistics import PairedDelta, paired_delta
 from graphopt.runtime.target import get_target
 
@@ -64,6 +65,7 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
     progress.log(f"loading {path}")
     model = load(path)
     open_session(path, threads=threads)
+    fixed = _fix_shapes(model, settings)
     inputs = prepare(model, settings, evaluate=not options.no_eval)
     evaluation = inputs.evaluation
     gates.check_possible(settings, evaluation is not None, evaluation is not None and evaluation.labels is not None)
@@ -84,7 +86,7 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
     manager = PassManager(passes, hooks, options.verify_each)
     story = build.Story(model, path, target_path, format_pipeline(passes), target.name, inputs.describe())
     story.records, story.environment = manager.records, build.environment(threads, seed)
-    story.notes = list(inputs.notes)
+    story.notes = [*fixed, *inputs.notes]
     try:
         manager.run(model, ctx)
     except GraphoptError as error:
@@ -115,6 +117,18 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
         return _failed(story, before, error, report_path)
     files.write_json(report_path, report)
     return Outcome(report, 0 if passed else 1, report_path)
+
+
+def _fix_shapes(model: Model, settings: Settings) -> list[str]:
+    """Fix the input shapes that were asked for; the notes say which."""
+    changed = fix_shapes(model, settings.input_shapes or {}, settings.batch)
+    if changed:
+        with runnable(model) as form:
+            try:
+                open_session(form, optimize=False)
+            except ModelError as error:
+                raise ModelError(f"the model does not take inputs of this shape: {error.message}") from error
+    return [f"the shape of input {name!r} is fixed to {dims}" for name, dims in changed.items()]
 
 
 @dataclass
@@ -170,9 +184,11 @@ def _measure(
             raise PassError(f"the optimized model gives NaN or infinity on {after.evaluation.non_finite} images")
     if not options.no_eval or settings.min_speedup is not None:
         size = inputs.preprocess.target_size(inputs.input) or (None, None)
+        fixed = model.inputs[0].shape[0] if len(model.inputs) == 1 and model.inputs[0].shape else None
         before.latency, after.latency = measure(
             [source, staged.path],
             threads=ctx.threads,
+            batch=fixed if isinstance(fixed, int) else 1,
             height=size[0],
             width=size[1],
             seed=ctx.seed,

@@ -7,10 +7,8 @@ from collections.abc import Callable
 import onnx
 
 from graphopt.ir.model import Model
+from graphopt.ir.shapes import VALUES_BELOW
 from graphopt.ir.values import nbytes
-
-# Larger initializers are replaced by their type and shape meanwhile.
-_VALUES_BELOW = 2048
 
 
 def rebuild(model: Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> None:
@@ -19,11 +17,11 @@ def rebuild(model: Model, change: Callable[[onnx.ModelProto], onnx.ModelProto]) 
     ``change`` must keep their names. What it raises is passed on, and the model is as it was. Raises ModelError for a
     result that cannot be read.
     """
-    large = {c.name: c for c in model.constants() if nbytes(c) > _VALUES_BELOW}
-    names = [c.name for c in model.constants() if nbytes(c) > _VALUES_BELOW]
+    large = {c.name: c for c in model.constants() if nbytes(c) > VALUES_BELOW}
+    names = [c.name for c in model.constants() if nbytes(c) > VALUES_BELOW]
     if len(set(names)) < len(names):  # two branches use one name for two initializers
         large = {}
-    proto = change(model.to_proto(_VALUES_BELOW if large else None))
+    proto = change(model.to_proto(VALUES_BELOW if large else None))
     new = Model.from_proto(proto, model.source)
     for constant in new.constants():
         old = large.get(constant.name)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
@@ -9,13 +12,17 @@ from onnx import TensorProto
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
 
+from graphopt.errors import ModelError
 from graphopt.ir.convert import pairs
+from graphopt.ir.limits import bounded_memory
 from graphopt.ir.model import Model
 from graphopt.ir.values import nbytes, onnx_dtype, peek
 from graphopt.ir.view import tensors
 
 # Larger initializers are replaced by their type and shape: inference reads values only of shape-like constants.
-_VALUES_BELOW = 2048
+VALUES_BELOW = 2048
+_LONGEST_VECTOR = 1 << 22  # elements; with a longer one about, values are not followed
+_MEMORY = 1 << 29  # bytes that inference may take
 
 
 def infer_shapes(model: Model, *, fresh: bool = False) -> None:
@@ -30,7 +37,7 @@ def infer_shapes(model: Model, *, fresh: bool = False) -> None:
             for name, tensor in tensors(graph).items():
                 if isinstance(tensor, gs.Variable) and name not in interface:
                     tensor.shape = None
-    proto = onnx.shape_inference.infer_shapes(model.to_proto(_VALUES_BELOW), data_prop=True)
+    proto = _infer(model.to_proto(VALUES_BELOW), values=not any(map(_is_endless, _variables(model))))
     for graph, inferred in pairs(model.graph, proto.graph):
         # A tensor that a subgraph reads from outside is described outside; two branches may use a name for two tensors.
         known = {v.name: v for v in inferred.value_info}
@@ -48,6 +55,29 @@ def infer_shapes(model: Model, *, fresh: bool = False) -> None:
     model.touch()
 
 
+def _infer(proto: onnx.ModelProto, values: bool) -> onnx.ModelProto:
+    """ONNX shape inference; with ``values``, small integers are followed through the graph where memory allows it.
+
+    For that, onnx writes out every element of the vectors that Add, Cast, Concat and their like read, at about 75
+    bytes each, and a few bytes of a file can make a vector of any length. Raises ModelError if shapes alone are too
+    much.
+    """
+    for data_prop in (True, False) if values else (False,):
+        with contextlib.suppress(MemoryError), bounded_memory(_MEMORY):
+            return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
+    raise ModelError(f"the shapes of the model's tensors alone take more than {_MEMORY >> 20} MiB of memory")
+
+
+def _variables(model: Model) -> Iterator[gs.Variable]:
+    for graph in model.graphs():
+        yield from (t for t in tensors(graph).values() if isinstance(t, gs.Variable))
+
+
+def _is_endless(tensor: gs.Variable) -> bool:
+    shape = tensor.shape
+    return shape is not None and len(shape) == 1 and isinstance(shape[0], int) and shape[0] > _LONGEST_VECTOR
+
+
 def infer_node(model: Model, node: gs.Node) -> None:
     """Fill in what a node's own inference says of its outputs, graph outputs excepted; what was known stays."""
     try:
@@ -57,7 +87,7 @@ def infer_node(model: Model, node: gs.Node) -> None:
         data = {
             t.name: onnx.numpy_helper.from_array(np.asarray(peek(t)), t.name)
             for t in node.inputs
-            if isinstance(t, gs.Constant) and nbytes(t) <= _VALUES_BELOW
+            if isinstance(t, gs.Constant) and nbytes(t) <= VALUES_BELOW
         }
         imports = [onnx.helper.make_opsetid(d, v) for d, v in model.header.opsets.items()]
         found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)

@@ -72,10 +72,12 @@ class RewritePass(Pass):
                 always.append((rule.name, rule.apply))
         bench.push_all(by_op if len(always) == 1 else ())
         try:
-            while not bench.idle:
+            while True:
                 bench.drain(by_op, always)
-                bench.rule = self.name
+                bench.rule = self
                 self.settle(bench)
+                if bench.idle:
+                    break
         finally:
             bench.finish()
         return bench

@@ -166,11 +166,25 @@ def _not_private(bench: Workbench, root: gs.Node, found: Match) -> tuple[str, ..
     for node in found.inside:
         for tensor in node.outputs:
             reason = bench.why_bound(tensor)
-            if not reason and any(id(r) not in mine for r in bench.readers(tensor)):
+            if not reason and any(id(r) not in mine and not _dead(bench, r) for r in bench.readers(tensor)):
                 reason = f"nodes outside of it read {tensor.name!r}"
             if reason:
                 return (reason,)
     return ()
+
+
+def _dead(bench: Workbench, node: gs.Node, levels: int = 8) -> bool:
+    """Whether nothing uses what a node computes: an earlier match left it behind, and it waits to be removed.
+
+    Beyond so many ``levels`` of readers it counts as used: what matches leave behind is no longer than a pattern.
+    """
+    if not levels or not bench.is_standard(node) or any(True for _ in node.subgraphs()):
+        return False
+    return all(
+        not bench.why_bound(t) and all(_dead(bench, r, levels - 1) for r in bench.readers(t))
+        for t in node.outputs
+        if t.name
+    )
 
 
 def _node(bench: Workbench, node: gs.Node, pattern: Op, so_far: Match) -> Iterator[Match]:

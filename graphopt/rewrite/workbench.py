@@ -57,8 +57,8 @@ class Workbench(Index):
         self.edits = 0
         self.reach = reach
         self.counts: Counter[str] = Counter()
-        self._skipped: dict[int, dict[str, Skipped]] = {}
-        self.rule = ""  # the rule at work, to which reasons belong
+        self._skipped: dict[int, dict[int, Skipped]] = {}
+        self.rule: object = None  # what is at work: reasons belong to it, and it takes only its own back
         self._pending: deque[gs.Node] = deque()
         self._queued: set[int] = set()
         self._touched: dict[int, gs.Tensor] = {}  # whose readers or producer changed
@@ -105,7 +105,7 @@ class Workbench(Index):
         )
 
     def _apply(self, name: str, step: Step, node: gs.Node) -> None:
-        before, self.rule, op = self.edits, name, node.op
+        before, self.rule, op = self.edits, step, node.op
         reason = step(self, node)
         if self.edits != before:
             self.counts[name] += 1
@@ -306,12 +306,12 @@ class Workbench(Index):
 
     def skip(self, node: gs.Node, reason: str) -> None:
         """Record that a node was considered and left alone; a later reason replaces an earlier one."""
-        self._skipped.setdefault(id(node), {})[self.rule] = Skipped(node.name, node.op, reason)
+        self._skipped.setdefault(id(node), {})[id(self.rule)] = Skipped(node.name, node.op, reason)
 
     def unskip(self, node: gs.Node) -> None:
         """Forget what the rule at work said of a node."""
         if id(node) in self._skipped:
-            self._skipped[id(node)].pop(self.rule, None)
+            self._skipped[id(node)].pop(id(self.rule), None)
 
     # --- finishing ------------------------------------------------------------------------------------------
 
@@ -405,7 +405,9 @@ class Workbench(Index):
         left = self._readers.get(tensor.name, {})
         left.pop(id(node), None)
         # The producer may be dead now, and the last reader may now have the tensor to itself.
-        self.push([self._producer.get(tensor.name), *(left.values() if len(left) == 1 else ())])
+        self.push([self._producer.get(tensor.name)])
+        if len(left) == 1:
+            self.push_below(next(iter(left.values())))
 
     def _push_around(self, tensor: gs.Tensor) -> None:
         """Look at the readers of a tensor, and at theirs: rules match a node together with the one before it."""

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from graphopt import Context, Kind, Model, option
+from graphopt.ir.values import nbytes
 from graphopt.passes.fold.evaluate import Evaluator
 from graphopt.passes.fold.literals import constant_to_initializer
 from graphopt.passes.fold.reshape import constant_target
 from graphopt.passes.fold.shape_values import ShapeValues
 from graphopt.rewrite import RewritePass, Rule, Workbench
+
+_SMALL = 65536  # bytes
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,10 @@ class Fold(RewritePass):
 
     name = "fold"
     kind = Kind.EXACT
-    budget: int = option(
-        65536,
-        "Bytes that folding one constant subgraph may add to the file, beyond the initializers that it frees",
+    budget: int | None = option(
+        None,
+        "Bytes that folding one constant subgraph may add to the file, beyond the initializers that it frees "
+        "(none: 64 KiB, or 1 % of the model's weights where that is more)",
         min=0,
     )
 
@@ -38,6 +42,11 @@ class Fold(RewritePass):
         )
 
     def settle(self, bench: Workbench) -> None:
-        Evaluator(self.budget).fold(bench)
+        Evaluator(self._budget(bench.model)).fold(bench)
         if bench.idle:
             bench.infer_shapes()
+
+    def _budget(self, model: Model) -> int:
+        if self.budget is not None:
+            return self.budget
+        return max(_SMALL, sum(nbytes(c) for c in model.constants()) // 100)

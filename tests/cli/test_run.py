@@ -31,7 +31,7 @@ def test_a_run_writes_model_and_report(graphopt, classifier: Path, images: Path)
     assert found["dataset"]["calibration"] == 24 and found["dataset"]["evaluation"] == 72
     assert found["before"]["top1"] == 1.0 and found["before"]["bytes"] == len(before)
     assert found["after"]["bytes"] == output.stat().st_size
-    assert [found["passes"][k]["spec"] for k in (0, 1, -1)] == ["fold", "eliminate", "quantize"]
+    assert [found["passes"][k]["spec"] for k in (0, -1)] == ["fold", "quantize"]
     assert classifier.read_bytes() == before, "the input file was written"
 
 
@@ -192,7 +192,8 @@ def test_dump_ir_and_verify_each(graphopt, classifier: Path, images: Path, tmp_p
         *("--dump-ir", tmp_path / "ir", "--verify-each", "-o", tmp_path / "out.onnx", "--report", tmp_path / "r.json"),
     )
     assert done.returncode == 0, done.stderr
-    assert [p.name for p in sorted((tmp_path / "ir").iterdir())] == ["05-fuse-affine.onnx", "11-quantize.onnx"]
+    dumped = [p.stem for p in sorted((tmp_path / "ir").iterdir())]
+    assert dumped[0].endswith("-fuse-affine") and dumped[-1].endswith("-quantize")
     assert (tmp_path / "out.onnx").exists() and (tmp_path / "r.json").exists()
 
 
@@ -212,3 +213,29 @@ def test_quiet_says_nothing_but_the_result(graphopt, classifier: Path, images: P
     done = graphopt("run", classifier, "--passes", "fold", "--data", images, "-q")
     assert done.returncode == 0 and done.stderr == ""
     assert "\x1b" not in done.stdout, "colour codes in a pipe"
+
+
+def test_the_input_shape_can_be_fixed(graphopt, classifier: Path, images: Path) -> None:
+    for words in (("--batch", "2"), ("--input-shape", "input:2,3,12,12")):
+        done = graphopt("run", classifier, "--passes", "simplify", "--data", images, "--format", "json", *words)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert report["notes"][0] == "the shape of input 'input' is fixed to [2, 3, 12, 12]"
+        assert report["after"]["top1"] == report["before"]["top1"]
+        written = onnx.load(classifier.with_suffix(".opt.onnx")).graph
+        shapes = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in (written.input[0], written.output[0])]
+        assert shapes == [[2, 3, 12, 12], [2, 4]]
+
+
+def test_the_input_shape_in_toml(graphopt, classifier: Path, images: Path) -> None:
+    classifier.with_suffix(".toml").write_text("batch = 2\n[input_shapes]\ninput = [2, 3, 12, 12]\n")
+    done = graphopt("run", classifier, "--data", images)
+    assert done.returncode == 0, done.stderr
+    written = onnx.load(classifier.with_suffix(".opt.onnx")).graph
+    assert written.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+def test_a_shape_that_contradicts_the_model(graphopt, classifier: Path, images: Path) -> None:
+    done = graphopt("run", classifier, "--data", images, "--input-shape", "input:1,3,13,12")
+    assert done.returncode == 2 and "contradicts" in done.stderr and "Traceback" not in done.stderr
+    assert not classifier.with_suffix(".opt.onnx").exists()

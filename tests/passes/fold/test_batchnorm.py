@@ -262,3 +262,12 @@ def test_old_opset_with_spatial_attribute(fold, tensor, norm):
             y = BatchNormalization<spatial = 1>(c, s, b, m, v)
         }}""")
     assert found.ops == ["Conv"]
+
+
+def test_one_constant_as_weights_and_bias(fold, tensor, norm):
+    found = fold(f"""{HEAD}
+        g (float[N,1] x) => (float[N,4] y) <{tensor("w", 1, 4)}, {norm(4)}> {{
+            c = Gemm(x, w, w)
+            y = BatchNormalization(c, s, b, m, v)
+        }}""")
+    assert found.ops == ["Gemm"]

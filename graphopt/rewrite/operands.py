@@ -1,0 +1,62 @@
+"""Constant operands of operators, read by their meaning and in whatever form the opset gives them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.rewrite.workbench import Workbench
+
+
+def permutation(node: gs.Node) -> list[int] | None:
+    """The order of axes of a Transpose; None where it depends on a rank that is unknown."""
+    perm = node.attrs.get("perm")
+    if perm is not None:
+        return [int(p) for p in perm]
+    shape = node.inputs[0].shape
+    return None if shape is None else list(reversed(range(len(shape))))
+
+
+def constant_axes(bench: Workbench, node: gs.Node) -> list[int] | None:
+    """Axes of a Squeeze or Unsqueeze, as attribute or as constant input; None if unknown or left out."""
+    axes = node.attrs.get("axes")
+    if axes is None and len(node.inputs) > 1:
+        axes = bench.array(node.inputs[1])
+    return None if axes is None else [int(a) for a in np.asarray(axes).reshape(-1)]
+
+
+def constant_slices(bench: Workbench, node: gs.Node) -> dict[int, tuple[int, int, int]] | None:
+    """Start, end and step by axis of a Slice with constant bounds; None if unknown."""
+    if "starts" in node.attrs:  # before opset 10
+        given = [np.asarray(node.attrs[k]) if k in node.attrs else None for k in ("starts", "ends", "axes")]
+        return _by_axis(node, given)
+    given = [bench.array(t) if t.name else None for t in node.inputs[1:]]
+    if len(given) < 2 or any(g is None for g, t in zip(given, node.inputs[1:], strict=True) if t.name):
+        return None
+    return _by_axis(node, given)
+
+
+def _by_axis(node: gs.Node, given: list[np.ndarray | None]) -> dict[int, tuple[int, int, int]] | None:
+    starts, ends = (np.asarray(g).reshape(-1).tolist() for g in given[:2])
+    axes = given[2].reshape(-1).tolist() if len(given) > 2 and given[2] is not None else list(range(len(starts)))
+    steps = given[3].reshape(-1).tolist() if len(given) > 3 and given[3] is not None else [1] * len(starts)
+    if any(a < 0 for a in axes):
+        shape = node.inputs[0].shape
+        if shape is None:
+            return None
+        axes = [a % len(shape) for a in axes]
+    return {a: (s, e, p) for a, s, e, p in zip(axes, starts, ends, steps, strict=True)}
+
+
+def reduced_axes(bench: Workbench, node: gs.Node, rank: int) -> list[int] | str:
+    """Axes that a reduction of a tensor of ``rank`` goes over, sorted and not negative; or why they are unknown."""
+    axes = node.attrs.get("axes")
+    given = len(node.inputs) > 1 and bool(node.inputs[1].name)
+    if axes is None and given:
+        axes = bench.array(node.inputs[1])
+        if axes is None:
+            return f"the axes of {node.name!r} are not constant"
+    found = [int(a) for a in np.asarray([] if axes is None else axes).reshape(-1)]
+    if not found:
+        return [] if node.attrs.get("noop_with_empty_axes", 0) else list(range(rank))
+    return sorted({a % rank for a in found})
