@@ -7,6 +7,7 @@ SIMPLIFY = (
     "dedupe",
     "cse",
     "cancel",
+    "split",
     "fuse-pad",
     "fuse-affine",
     "gemm",

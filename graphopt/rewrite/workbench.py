@@ -156,6 +156,16 @@ class Workbench(Index):
         self.push_below(node)
         self._mark(node)
 
+    def set_outputs(self, node: gs.Node, tensors: Sequence[gs.Tensor]) -> None:
+        """Make a node write these tensors, its own among them, whose former producers are removed."""
+        list.clear(node.outputs)
+        list.extend(node.outputs, tensors)
+        for tensor in tensors:
+            self._producer[tensor.name] = node
+            self._touched[id(tensor)] = tensor
+        self.push_below(node)
+        self._mark(node)
+
     def become(self, node: gs.Node, op: str, inputs: Sequence[gs.Tensor], **attrs: object) -> None:
         """Turn a node into another operator with the same outputs, at the same place and of the same name."""
         old = list(node.inputs)
