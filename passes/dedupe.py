@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ import onnx_graphsurgeon as gs
 from graphopt import Context, Kind, Model, Pass, PassResult
 from graphopt.ir.values import is_plain, is_sparse, nbytes, onnx_dtype, peek
 from graphopt.ir.view import is_standard, reads
+
+_SAMPLE, _PLACES = 64, 4  # bytes at each place; places in a tensor
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,34 @@ def _bound(model: Model) -> set[str]:
 
 
 def _twins(model: Model, bound: set[str]) -> Iterator[tuple[int, gs.Constant]]:
-    """By the id of an initializer: the first one like it. Only what shares type and shape with another is hashed."""
-    alike: dict[tuple[object, ...], list[gs.Constant]] = {}
-    for constant in model.constants():
-        if constant.name not in bound and is_plain(constant) and not is_sparse(constant):
-            alike.setdefault((onnx_dtype(constant), tuple(constant.shape)), []).append(constant)
-    for group in alike.values():
-        if len(group) == 1:
-            continue
-        first: dict[bytes, gs.Constant] = {}
-        for constant in group:
-            keep = first.setdefault(_digest(constant), constant)
-            if keep is not constant:
-                yield id(constant), keep
+    """By the id of an initializer: the first one like it.
+
+    Only what shares type and shape with another is read, first a few bytes of it, and all of it where those are equal.
+    """
+    found = [[c for c in model.constants() if c.name not in bound and is_plain(c) and not is_sparse(c)]]
+    for key in (lambda c: (onnx_dtype(c), tuple(c.shape)), _sample, _digest):
+        found = [part for group in found for part in _groups(group, key)]
+    for first, *others in found:
+        yield from ((id(constant), first) for constant in others)
+
+
+def _groups(constants: list[gs.Constant], key: Callable[[gs.Constant], Hashable]) -> list[list[gs.Constant]]:
+    """Those with equal keys, where there are several, in their order."""
+    alike: dict[Hashable, list[gs.Constant]] = {}
+    for constant in constants:
+        alike.setdefault(key(constant), []).append(constant)
+    return [group for group in alike.values() if len(group) > 1]
+
+
+def _bytes(constant: gs.Constant) -> np.ndarray:
+    return np.ascontiguousarray(peek(constant)).reshape(-1).view(np.uint8)
+
+
+def _sample(constant: gs.Constant) -> bytes:
+    data = _bytes(constant)
+    places = range(0, len(data), max(len(data) // _PLACES, _SAMPLE))
+    return b"".join(data[p : p + _SAMPLE].tobytes() for p in places)
 
 
 def _digest(constant: gs.Constant) -> bytes:
-    array = np.ascontiguousarray(peek(constant))
-    return hashlib.blake2b(array.reshape(-1).view(np.uint8), digest_size=16).digest()
+    return hashlib.blake2b(_bytes(constant), digest_size=16).digest()

@@ -53,17 +53,24 @@ def compare_outputs(
 
     Raises ModelError if a model does not load or run, or takes other inputs.
     """
-    first, second = open_session(a, optimize=optimize), open_session(b, optimize=optimize)
-    names = [p.name for p in session_io(first).outputs]
-    others = [p.name for p in session_io(second).outputs]
+    names, expected = _run_all(a, feeds, optimize)
+    others, found = _run_all(b, feeds, optimize)
     if names != others:
         reason = f"outputs are {', '.join(names)} in one and {', '.join(others)} in the other"
         return Difference(False, float("inf"), float("inf"), "", reason)
     worst = Difference(True, 0.0, 0.0)
-    for feed in feeds:
-        for name, x, y in zip(names, run_feeds(first, feed), run_feeds(second, feed), strict=True):
+    for left, right in zip(expected, found, strict=True):
+        for name, x, y in zip(names, left, right, strict=True):
             worst = _worse(worst, compare_arrays(x, y, name, rtol=rtol))
     return worst
+
+
+def _run_all(
+    model: ModelSource, feeds: Sequence[Mapping[str, np.ndarray]], optimize: bool
+) -> tuple[list[str], list[list[np.ndarray]]]:
+    """Names of the outputs, and their values for each feed. The session ends here: two would hold the weights twice."""
+    session = open_session(model, optimize=optimize)
+    return [p.name for p in session_io(session).outputs], [run_feeds(session, feed) for feed in feeds]
 
 
 def compare_arrays(a: np.ndarray, b: np.ndarray, name: str = "", *, rtol: float = 1e-4) -> Difference:
