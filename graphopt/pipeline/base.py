@@ -139,10 +139,10 @@ class Pass(ABC):
 
     @classmethod
     def summary(cls) -> str:
-        """First line of the help text."""
-        text = (cls.__doc__ or "").strip()
+        """First sentence of the help text."""
+        text = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
         written = text and not text.startswith(f"{cls.__name__}(")  # else it is the signature, put there by dataclass
-        return text.splitlines()[0] if written else ""
+        return text.partition(". ")[0].rstrip(".") + "." if written else ""
 
 
 @dataclass(frozen=True)

@@ -212,15 +212,25 @@ def print_bench(found: dict[str, Any]) -> None:
     out.print(f"batch {first['batch']}, {found['environment']['threads']} thread(s), {found['environment']['cpu']}")
 
 
-def print_passes(found: list[dict[str, Any]]) -> None:
-    """The list of passes."""
+def print_passes(found: list[dict[str, Any]], pipelines: list[dict[str, Any]]) -> None:
+    """The lists of pipelines and passes."""
     out = _console()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("pass", "kind", "what it does"):
-        table.add_column(column)
-    for entry in found:
-        table.add_row(entry["name"], entry["kind"], escape(entry["summary"]))
-    out.print(table)
+    if pipelines:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("pipeline")
+        table.add_column("repeats until nothing changes")
+        for entry in pipelines:
+            table.add_row(entry["name"], ", ".join(entry["passes"]))
+        out.print(table)
+    if pipelines and found:
+        out.print()
+    if found:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for column in ("pass", "kind", "what it does"):
+            table.add_column(column)
+        for entry in found:
+            table.add_row(entry["name"], entry["kind"], escape(entry["summary"]))
+        out.print(table)
 
 
 def print_pass(entry: dict[str, Any]) -> None:

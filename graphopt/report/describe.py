@@ -5,7 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from graphopt.pipeline import Pass
+from graphopt.pipeline import Pass, Pipeline
+
+
+def pipeline_entry(pipeline: Pipeline) -> dict[str, Any]:
+    """Name and passes of a pipeline."""
+    return {"name": pipeline.name, "passes": [step.name for step in pipeline.passes]}
 
 
 def pass_entry(cls: type[Pass]) -> dict[str, Any]:

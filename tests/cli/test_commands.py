@@ -77,3 +77,12 @@ def test_version_and_help(graphopt) -> None:
     for command in ("run", "eval", "compare", "inspect", "passes", "bench"):
         done = graphopt(command, "--help")
         assert done.returncode == 0 and done.stdout.startswith("Usage: graphopt " + command)
+
+
+def test_pipelines_are_listed(graphopt) -> None:
+    done = graphopt("passes", "simplify")
+    assert done.returncode == 0 and "simplify" in done.stdout and "fold, branches" in done.stdout
+    found = json.loads(graphopt("passes", "--format", "json").stdout)
+    (simplify,) = [p for p in found["pipelines"] if p["name"] == "simplify"]
+    assert simplify["passes"][0] == "fold" and {"cse", "dedupe"} <= set(simplify["passes"])
+    assert all(entry["summary"].endswith(".") for entry in found["passes"])

@@ -48,7 +48,7 @@ def test_built_in_passes_are_found_by_entry_point():
 def test_unknown_pass_names_the_nearest(registry):
     with pytest.raises(UsageError, match=r"unknown pass 'flod'\n  hint: did you mean 'fold'"):
         registry.build("flod")
-    with pytest.raises(UsageError, match="known: a, b, .*c"):
+    with pytest.raises(UsageError, match=r"known: a, b, .*c"):
         registry.build("qqqqqqqq")
 
 
