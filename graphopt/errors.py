@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import re
+
+_LONGEST = 2000  # characters of a message; names in a model can have millions
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, fit for a terminal: names in a model may hold what would move its cursor or forge a line.
+
+    Line breaks become spaces, other characters that do not print are written as escapes, and the middle of what is
+    endless is left out.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} [{len(text) - _LONGEST:,} characters left out] {text[-_LONGEST // 2 :]}"
+    line = re.sub(r"\s*[\r\n\v\f\x85\u2028\u2029]\s*", " ", text).strip()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
 
 class GraphoptError(Exception):
     """An error that a user can act on.
 
-    ``message`` says what is wrong and where; ``hint``, when there is one, says what to do about it.
+    ``message`` says what is wrong and where; ``hint``, when there is one, says what to do about it. Both are made
+    ``printable``.
     """
 
     exit_code = 3
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = printable(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message

@@ -193,6 +193,14 @@ def _refuse_unreadable(proto: onnx.ModelProto) -> None:
     for value in [*proto.graph.input, *proto.graph.output]:
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"graph input or output {value.name!r} is not a tensor")
+    for graph in walk_graphs(proto.graph):
+        for value in [*graph.input, *graph.output, *graph.value_info]:
+            # protobuf gives text that is not UTF-8 as bytes
+            if any(isinstance(dim.dim_param, bytes) for dim in value.type.tensor_type.shape.dim):
+                raise ModelError(f"a dimension of {value.name!r} has a name that is not UTF-8 text")
+            kind = value.type.tensor_type.elem_type
+            if value.type.HasField("tensor_type") and kind not in TensorProto.DataType.values():
+                raise ModelError(f"{value.name!r} has the data type {kind}, which does not exist")
 
 
 def _name_nodes(graph: gs.Graph) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from graphopt.ir.convert import walk_graphs
 from graphopt.ir.values import PACKED_BITS, StoredValues, data_bytes
 
 _STORABLE = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED, TensorProto.STRING}
+_NUMBER = re.compile(r"-?[0-9]{1,30}")  # as ONNX Runtime reads it; int() takes much more
 
 
 def external_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
@@ -52,6 +54,8 @@ def resolve(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
     entries = {e.key: e.value for e in tensor.external_data}
     location = entries.get("location", "")
     where = f"external data of tensor {tensor.name!r}"
+    if len(entries) != len(tensor.external_data):
+        raise ModelError(f"{where} says twice where it is")  # readers differ in which of the two they believe
     if isinstance(location, bytes):  # what protobuf makes of text that is not UTF-8
         raise ModelError(f"{where} has a location that is not UTF-8 text")
     relative = Path(location)
@@ -62,20 +66,24 @@ def resolve(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
         )
     path = folder / relative
     step = folder
-    for part in relative.parts:
-        step = step / part
-        if step.is_symlink():
-            raise ModelError(f"{where} is a symbolic link: {location!r}", "replace the link by the file it points to")
-    if not path.is_file():
-        raise ModelError(f"{where} is missing: {location!r} is not beside the model file")
+    try:
+        for part in relative.parts:
+            step = step / part
+            if step.is_symlink():
+                hint = "replace the link by the file it points to"
+                raise ModelError(f"{where} is a symbolic link: {location!r}", hint)
+        if not path.is_file():
+            raise ModelError(f"{where} is missing: {location!r} is not a file beside the model file")
+        size = path.stat().st_size
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ModelError(f"{where} cannot be read: {error.strerror}: {location!r}") from None
     if tensor.data_type not in _STORABLE:
         raise ModelError(f"{where} is text or of an unknown type, which cannot be stored outside the model file")
     needed = data_bytes(tensor.data_type, math.prod(tensor.dims))
-    try:
-        offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
-    except ValueError:
-        raise ModelError(f"{where} has an offset or a length that is not a number") from None
-    size = path.stat().st_size
+    placed = [entries.get("offset", "0"), entries.get("length", str(needed))]
+    if not all(isinstance(text, str) and _NUMBER.fullmatch(text) for text in placed):
+        raise ModelError(f"{where} has an offset or a length that is not a number")
+    offset, length = map(int, placed)
     if min(tensor.dims, default=0) < 0 or offset < 0 or length != needed or offset + length > size:
         raise ModelError(
             f"{where} does not fit: shape {list(tensor.dims)} needs {needed} bytes, the model says {length} at "
@@ -84,13 +92,9 @@ def resolve(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
     return path, offset, length
 
 
-def check(proto: onnx.ModelProto, folder: Path) -> bool:
-    """Resolve all external tensors of the model; returns whether there are any. Raises ModelError."""
-    found = False
-    for tensor in external_tensors(proto):
-        resolve(tensor, folder)
-        found = True
-    return found
+def check(proto: onnx.ModelProto, folder: Path) -> frozenset[Path]:
+    """Resolve all external tensors of the model; returns the files that hold them. Raises ModelError."""
+    return frozenset(resolve(tensor, folder)[0] for tensor in external_tensors(proto))
 
 
 def map_initializers(constants: Iterator[gs.Constant], folder: Path) -> None:
@@ -102,8 +106,7 @@ def map_initializers(constants: Iterator[gs.Constant], folder: Path) -> None:
             continue
         path, offset, length = resolve(tensor, folder)
         if path not in files:
-            empty = path.stat().st_size == 0
-            files[path] = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, mode="r")
+            files[path] = _map(path)
         raw = files[path][offset : offset + length]
         if tensor.data_type in PACKED_BITS:
             inline = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
@@ -113,6 +116,13 @@ def map_initializers(constants: Iterator[gs.Constant], folder: Path) -> None:
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             constant.values = raw.view(dtype).reshape(tuple(tensor.dims))
         constant.data_location = None
+
+
+def _map(path: Path) -> np.ndarray:
+    try:
+        return np.zeros(0, np.uint8) if path.stat().st_size == 0 else np.memmap(path, np.uint8, mode="r")
+    except OSError as error:
+        raise ModelError(f"cannot map external data {path}: {error.strerror}") from None
 
 
 def inline_small(proto: onnx.ModelProto, folder: Path) -> None:

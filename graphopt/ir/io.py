@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from graphopt import atomic, garbage
 from graphopt.errors import ModelError, UsageError
 from graphopt.ir import external, values
+from graphopt.ir.limits import check_claims
 from graphopt.ir.model import Model, Source
 from graphopt.ir.shapes import infer_shapes
 from graphopt.ir.verify import verify_input
@@ -26,6 +28,7 @@ OLDEST_OPSET = 7
 EXTERNAL_THRESHOLD = 1_900_000_000  # bytes of weights; protobuf itself ends at 2 GiB
 _INLINE_BELOW = 1024  # bytes; small constants stay in the file, where shape inference can read them
 _ALIGNMENT = 4096
+_LARGEST = (1 << 31) - 1  # bytes of a file; protobuf reads no more
 
 
 def load(path: str | Path) -> Model:
@@ -38,24 +41,19 @@ def load(path: str | Path) -> Model:
 
 
 def _load(path: Path) -> Model:
-    if path.is_dir():
-        raise ModelError(f"{path} is a folder, not an ONNX file")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ModelError(f"no such file: {path}") from None
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from None
-    source = Source(str(path), hashlib.sha256(data).hexdigest())
+    data = _read(path)
+    digest = hashlib.sha256(data).hexdigest()
     proto = parse(data, str(path))
     del data
     try:
-        has_external = external.check(proto, path.parent)
+        outside = external.check(proto, path.parent)
+        check_claims(proto)
+        source = Source(str(path), digest, outside)
         external.inline_small(proto, path.parent)
         model = Model.from_proto(proto, source)
         external.map_initializers(model.constants(), path.parent)
         verify_input(model, str(path))  # before the checker: it says more about structure
-        _check(proto, path, has_external)
+        _check(proto, path, bool(outside))
         infer_shapes(model)
     except UnicodeDecodeError:
         raise ModelError(
@@ -64,6 +62,24 @@ def _load(path: Path) -> Model:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{path} is not a valid ONNX model: {_first_line(error)}") from None
     return model
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a model file. Only of an ordinary one: a pipe or a device may have no end, or never begin."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelError(f"{path} is a folder, not an ONNX file")
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(f"{path} is not an ordinary file", "copy the model into one")
+        if status.st_size > _LARGEST:
+            hint = "larger models keep their weights as external data"
+            raise ModelError(f"{path} has {status.st_size:,} bytes; an ONNX file has at most {_LARGEST:,}", hint)
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"no such file: {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        raise ModelError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def parse(data: bytes, name: str) -> onnx.ModelProto:
@@ -79,10 +95,15 @@ def parse(data: bytes, name: str) -> onnx.ModelProto:
     if not proto.ir_version or not proto.HasField("graph") or not proto.graph.output:
         raise ModelError(f"{name} is not an ONNX model (it has no graph with outputs)", "is it another format?")
     newest = onnx.defs.onnx_opset_version()
-    opset = {o.domain or "ai.onnx": o.version for o in proto.opset_import}.get("ai.onnx")
+    imports: dict[str, int] = {}
+    for entry in proto.opset_import:
+        if imports.setdefault(entry.domain or "ai.onnx", entry.version) != entry.version:
+            raise ModelError(f"{name} imports two versions of the operators of {entry.domain or 'ai.onnx'!r}")
+    opset = imports.get("ai.onnx")
     if opset is None or not OLDEST_OPSET <= opset <= newest:
+        used = "no opset of ONNX's own operators" if opset is None else f"opset {opset}"
         raise ModelError(
-            f"{name} uses opset {opset}; graphopt reads opsets {OLDEST_OPSET} to {newest}",
+            f"{name} uses {used}; graphopt reads opsets {OLDEST_OPSET} to {newest}",
             "convert it with onnx.version_converter, or export it again",
         )
     if proto.ir_version > onnx.IR_VERSION:
@@ -112,6 +133,7 @@ class Staged:
     target: Path
     data: Path | None = None
     committed: bool = False
+    keep: frozenset[Path] = frozenset()  # data files of the input model
 
     def commit(self) -> None:
         """Put the file in its place, in one step."""
@@ -120,8 +142,9 @@ class Staged:
         finally:
             self.committed = not self.path.exists()
         pattern = re.compile(re.escape(self.target.name) + r"\.[0-9a-f]{16}\.data")
+        kept = {path.resolve() for path in self.keep}
         for old in self.target.parent.iterdir():
-            if old != self.data and pattern.fullmatch(old.name):
+            if old != self.data and pattern.fullmatch(old.name) and old.resolve() not in kept:
                 with contextlib.suppress(OSError):  # the new model is in place and does not need it
                     old.unlink()
 
@@ -154,6 +177,9 @@ def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRES
     that the old model file keeps its data until the new one replaces it.
     """
     target = Path(target)
+    inputs = model.source.data if model.source is not None else frozenset()
+    if any(target.resolve() == path.resolve() for path in inputs):
+        raise UsageError("the output would overwrite the input model's external data", "give another file name with -o")
     try:
         staged: Staged | None = None
         with contextlib.ExitStack() as stack:
@@ -168,7 +194,7 @@ def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRES
             draft = stack.enter_context(atomic.temporary(target))
             draft.write_bytes(proto.SerializeToString(deterministic=True))
             del proto
-            staged = Staged(draft, target, data)
+            staged = Staged(draft, target, data, keep=inputs)
             yield staged
     except (OSError, EncodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)

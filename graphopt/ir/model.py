@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -25,10 +26,11 @@ _uids = itertools.count()
 
 @dataclass(frozen=True)
 class Source:
-    """The file that a model was read from."""
+    """The file that a model was read from, and the files that hold its external data."""
 
     path: str
     sha256: str
+    data: frozenset[Path] = frozenset()
 
 
 class Model:

@@ -54,7 +54,7 @@ def test_inspect(graphopt, classifier: Path) -> None:
     assert found["ops"]["Conv"] == 3
     assert found["params"] == 16 * 27 + 4 * 16 + 32 * 144 + 32 + 16 * 288 + 16 + 4 * 16 + 4
     assert found["macs"] == 144 * (16 * 27 + 32 * 144 + 16 * 288) + 64
-    assert {p["pipeline"] for p in found["passes"]} == {"simplify", "simplify,prune", "simplify,quantize"}
+    assert {"simplify", "simplify,prune", "simplify,quantize"} <= {p["pipeline"] for p in found["passes"]}
     assert not classifier.with_suffix(".opt.onnx").exists()
 
 

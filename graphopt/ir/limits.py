@@ -1,0 +1,165 @@
+"""What a file claims, held against what it holds, before anything is allocated or expanded for it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import networkx as nx
+import onnx
+from onnx import AttributeProto, TensorProto
+
+from graphopt.errors import ModelError
+from graphopt.ir.values import PACKED_BITS, data_bytes
+
+MOST_DIMENSIONS = 32  # of a tensor; what every numpy holds
+MOST_DENSE_BYTES = 1 << 31  # of a sparse tensor; what an ordinary one in a file could have
+# Nodes that the calls of local functions may stand for beyond those that are written. ONNX Runtime expands them all
+# when it opens a model, in time that grows faster than their number.
+MOST_EXPANDED = 30_000
+
+_TYPES = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
+_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_PAIRS = frozenset((TensorProto.COMPLEX64, TensorProto.COMPLEX128))
+
+
+def check_claims(proto: onnx.ModelProto) -> None:
+    """Refuse tensors whose type, shape and data do not belong together, and functions that expand without end.
+
+    Raises ModelError naming the tensor or function.
+    """
+    for body in _bodies(proto):
+        if isinstance(body, onnx.GraphProto):
+            for tensor in body.initializer:
+                _check_tensor(tensor)
+            for sparse in body.sparse_initializer:
+                _check_sparse(sparse)
+        for node in body.node:
+            for attr in node.attribute:
+                for tensor in [*([attr.t] if attr.HasField("t") else []), *attr.tensors]:
+                    _check_tensor(tensor)
+                if attr.HasField("sparse_tensor"):
+                    _check_sparse(attr.sparse_tensor)
+    if proto.functions:
+        _check_functions(proto)
+
+
+def _bodies(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """Every graph and function, and the graphs in their nodes. Iterative: nesting depth is the file's choice."""
+    stack: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
+    while stack:
+        body = stack.pop()
+        yield body
+        stack.extend(_inner(body))
+
+
+def _inner(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto]:
+    for node in body.node:
+        for attr in node.attribute:
+            if attr.type == AttributeProto.GRAPH:
+                yield attr.g
+            yield from attr.graphs
+
+
+def _check_tensor(tensor: TensorProto) -> None:
+    where, kind, shape = f"tensor {tensor.name!r}", tensor.data_type, list(tensor.dims)
+    if kind not in _TYPES:
+        raise ModelError(f"{where} has the data type {kind}, which does not exist")
+    if tensor.HasField("segment"):
+        raise ModelError(f"{where} is stored in segments, which graphopt does not read", "export the model again")
+    if len(shape) > MOST_DIMENSIONS:
+        raise ModelError(f"{where} has {len(shape)} dimensions; graphopt reads up to {MOST_DIMENSIONS}")
+    if min(shape, default=0) < 0:
+        raise ModelError(f"{where} has a negative dimension: its shape is {shape}")
+    if 16 * math.prod(d for d in shape if d) >= 1 << 63:
+        raise ModelError(f"{where} is larger than any memory: its shape is {shape}")
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return  # ``ir.external`` compares it with the file that it names
+    count = math.prod(shape)
+    if tensor.HasField("raw_data"):
+        needed = data_bytes(kind, count)
+        if kind != TensorProto.STRING and len(tensor.raw_data) != needed:
+            raise ModelError(f"{where} has {len(tensor.raw_data)} bytes of data; its shape {shape} needs {needed}")
+        return
+    given = max(len(getattr(tensor, field)) for field in _FIELDS)
+    needed = (count * PACKED_BITS[kind] + 7) // 8 if kind in PACKED_BITS else count * (2 if kind in _PAIRS else 1)
+    if given != needed:
+        raise ModelError(f"{where} has {given} values; its shape {shape} needs {needed}")
+
+
+def _check_sparse(sparse: onnx.SparseTensorProto) -> None:
+    _check_tensor(sparse.values)
+    _check_tensor(sparse.indices)
+    shape = list(sparse.dims)
+    if not shape or len(shape) > MOST_DIMENSIONS or min(shape) < 0:
+        raise ModelError(f"the sparse tensor {sparse.values.name!r} has a shape that no tensor can have: {shape}")
+    size = data_bytes(sparse.values.data_type, math.prod(shape))
+    if size > MOST_DENSE_BYTES:
+        raise ModelError(
+            f"the sparse tensor {sparse.values.name!r} of shape {shape} takes {size} bytes once it is used; "
+            f"graphopt reads up to {MOST_DENSE_BYTES}"
+        )
+
+
+@contextlib.contextmanager
+def bounded_memory(extra: int) -> Iterator[None]:
+    """Within the block, allocations fail that would take the process beyond ``extra`` bytes more than it has now.
+
+    For code that is trusted in everything but how much it allocates. Where the system cannot do that (it takes Linux),
+    there is no bound.
+    """
+    try:
+        import resource
+
+        has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = has + extra if soft == resource.RLIM_INFINITY else min(has + extra, soft)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+_Key = tuple[str, str, str]
+
+
+def _check_functions(proto: onnx.ModelProto) -> None:
+    """Bound what the functions expand to, without expanding them."""
+    known = {(f.domain, f.name, f.overload) for f in proto.functions}
+    written: dict[_Key, int] = {}
+    calls: dict[_Key, list[_Key]] = {}
+    main: _Key = ("", "", "")
+    for key, top in [(main, proto.graph), *(((f.domain, f.name, f.overload), f) for f in proto.functions)]:
+        stack: list[onnx.GraphProto | onnx.FunctionProto] = [top]
+        written[key], calls[key] = 0, []
+        while stack:
+            body = stack.pop()
+            written[key] += len(body.node)
+            calls[key] += [k for n in body.node if (k := (n.domain, n.op_type, n.overload)) in known]
+            stack.extend(_inner(body))
+    graph = nx.DiGraph([(a, b) for a, called in calls.items() for b in called])
+    graph.add_nodes_from(calls)
+    try:
+        order = list(nx.topological_sort(graph))
+    except nx.NetworkXUnfeasible:
+        ring = [edge[0][1] for edge in nx.find_cycle(graph)]
+        raise ModelError(
+            f"the model's functions call each other in a ring: {' -> '.join([*ring, ring[0]])}",
+            "export the model without functions",
+        ) from None
+    total: dict[_Key, int] = {}
+    for key in reversed(order):
+        total[key] = written[key] + sum(total[called] for called in calls[key])
+    if total[main] - written[main] > MOST_EXPANDED:
+        worst = max(calls[main], key=lambda key: total[key])
+        raise ModelError(
+            f"the model's functions stand for {total[main]:.3g} nodes (a call of {worst[1]!r} for {total[worst]:.3g}); "
+            f"graphopt reads models whose functions add up to {MOST_EXPANDED:,}",
+            "export the model without functions",
+        )
