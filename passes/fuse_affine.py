@@ -172,10 +172,9 @@ def _gemm(
 def _write(bench: Workbench, node: gs.Node, layer: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
     def put(index: int, array: np.ndarray, stem: str) -> None:
         old = layer.inputs[index] if index < len(layer.inputs) else None
-        given = isinstance(old, gs.Constant)
-        bench.put_input(
-            layer, index, bench.new_values(old, array, stem) if given else bench.model.constant(stem, array)
-        )
+        # One constant may be both the weights and the bias: new values for one must not reach the other.
+        own = isinstance(old, gs.Constant) and sum(t is old for t in layer.inputs) == 1
+        bench.put_input(layer, index, bench.new_values(old, array, stem) if own else bench.model.constant(stem, array))
 
     put(1, weight, f"{layer.name}_weight")
     put(2, bias, f"{layer.name}_bias")

@@ -12,7 +12,7 @@ from graphopt.analysis.cost import Cost, CostAnalysis
 from graphopt.driver import gates
 from graphopt.driver.config import DEFAULT_PASSES, Settings
 from graphopt.driver.inputs import Inputs, classes, prepare
-from graphopt.errors import GraphoptError, ModelError, PassError
+from graphopt.errors import GraphoptError, ModelError, PassError, UsageError
 from graphopt.ir import Model, load
 from graphopt.ir.interface import fix_shapes
 from graphopt.ir.io import Staged, check_writable, stage
@@ -64,7 +64,9 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
 
     progress.log(f"loading {path}")
     model = load(path)
-    open_session(path, threads=threads)
+    open_session(path, optimize=False)
+    if model.source is not None and report_path.resolve() in {p.resolve() for p in model.source.data}:
+        raise UsageError(f"{report_path} holds weights of the model", "write the report elsewhere")
     fixed = _fix_shapes(model, settings)
     inputs = prepare(model, settings, evaluate=not options.no_eval)
     evaluation = inputs.evaluation

@@ -33,8 +33,8 @@ def fix_shapes(model: Model, shapes: Mapping[str, Sequence[int]], batch: int | N
     """Set the shapes of inputs by name, and the first dimension of all inputs to ``batch``, and infer the rest anew.
 
     A dimension's name stands for one number, so giving it in one place gives it everywhere. Returns the shapes of the
-    inputs that changed. Raises UsageError for an unknown input, another rank, or numbers that contradict the model's or each other, and ModelError
-    if the model's operators do not take such shapes.
+    inputs that changed. Raises UsageError for an unknown input, another rank, or numbers that contradict the model's
+    or each other, and ModelError if the model's operators do not take such shapes.
     """
     inputs = {t.name: t for t in model.inputs}
     wanted: dict[str, list[Dim]] = {n: list(t.shape) for n, t in inputs.items() if t.shape is not None}

@@ -44,7 +44,6 @@ def _load(path: Path) -> Model:
     data = _read(path)
     digest = hashlib.sha256(data).hexdigest()
     proto = parse(data, str(path))
-    del data
     try:
         outside = external.check(proto, path.parent)
         check_claims(proto)
@@ -53,8 +52,10 @@ def _load(path: Path) -> Model:
         model = Model.from_proto(proto, source)
         external.map_initializers(model.constants(), path.parent)
         verify_input(model, str(path))  # before the checker: it says more about structure
-        _check(proto, path, bool(outside))
+        _check(str(path) if outside else data, path)
+        del data
         infer_shapes(model)
+        model.mark_unchanged()
     except UnicodeDecodeError:
         raise ModelError(
             f"{path} is damaged: it has names that are not UTF-8 text", "export or copy it again"
@@ -114,9 +115,9 @@ def parse(data: bytes, name: str) -> onnx.ModelProto:
     return proto
 
 
-def _check(proto: onnx.ModelProto, path: Path, has_external: bool) -> None:
+def _check(form: str | bytes, path: Path) -> None:
     try:
-        onnx.checker.check_model(str(path) if has_external else proto)
+        onnx.checker.check_model(form)
     except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelError(f"{path} is not a valid ONNX model: {_first_line(error)}") from None
 

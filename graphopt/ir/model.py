@@ -49,6 +49,7 @@ class Model:
         self.uid = next(_uids)
         self._names: set[str] | None = None
         self._captured: tuple[int, frozenset[str]] | None = None
+        self._as_read: int | None = None
 
     # --- conversion -----------------------------------------------------------------------------------------
 
@@ -84,7 +85,10 @@ class Model:
 
     def copy(self) -> Model:
         """An independent graph that shares the weight arrays."""
-        return Model(convert.copy_graph(self.graph), self.header.copy(), self.source)
+        twin = Model(convert.copy_graph(self.graph), self.header.copy(), self.source)
+        if self.unchanged_file is not None:
+            twin.mark_unchanged()
+        return twin
 
     # --- changing -------------------------------------------------------------------------------------------
 
@@ -99,6 +103,15 @@ class Model:
     def touch(self) -> None:
         """Declare that the graph changed."""
         self.revision += 1
+
+    def mark_unchanged(self) -> None:
+        """Declare that the graph is what its source file holds."""
+        self._as_read = self.revision
+
+    @property
+    def unchanged_file(self) -> Path | None:
+        """The file that this model was read from, while nothing has changed the model since."""
+        return Path(self.source.path) if self.source is not None and self._as_read == self.revision else None
 
     def replace_with(self, other: Model) -> None:
         """Become ``other`` (which must not be used afterwards)."""

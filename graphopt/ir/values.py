@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import mmap
 import weakref
+from collections.abc import Iterable
 
 import numpy as np
 import onnx
@@ -120,3 +122,16 @@ def is_plain(tensor: gs.Constant) -> bool:
     """Whether the bytes of an initializer's array are the bytes that a file holds."""
     kind = onnx_dtype(tensor)
     return kind != TensorProto.STRING and kind not in PACKED_BITS and not is_sparse(tensor)
+
+
+def release_pages(constants: Iterable[gs.Constant]) -> None:
+    """Let go of the memory that reading mapped weights has filled; it is read from the file again when needed."""
+    seen: set[int] = set()
+    for constant in constants:
+        array = constant._values
+        while isinstance(array, np.ndarray):
+            mapped = getattr(array, "_mmap", None)
+            if mapped is not None and id(mapped) not in seen and hasattr(mapped, "madvise"):
+                seen.add(id(mapped))
+                mapped.madvise(mmap.MADV_DONTNEED)
+            array = array.base

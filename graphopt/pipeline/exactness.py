@@ -14,7 +14,7 @@ from graphopt.ir import Model
 from graphopt.pipeline.context import Context
 from graphopt.runtime.equivalence import Difference, compare_outputs
 from graphopt.runtime.feeds import model_feeds
-from graphopt.runtime.session import open_session, runnable
+from graphopt.runtime.session import open_session, run_feeds, runnable
 
 # Folding a batch norm or reordering sums moves each float32 product by about 1e-7 of its size, and a hundred layers
 # add up to well under 1e-5 of the largest output; a wrong rewrite moves outputs by their own size.
@@ -49,8 +49,9 @@ def check(
     try:
         found = _difference(first, last, feeds)
     except ModelError as error:
-        if not _runs(first):
-            return {"checked": False, "reason": f"ONNX Runtime cannot run the model: {error.message}"}
+        own = _failure(first, feeds)
+        if own is not None:
+            return {"checked": False, "reason": f"ONNX Runtime cannot run the model: {own.message}"}
         index = _first_bad(replay(), feeds)
         message = f"after {specs[index]!r} ONNX Runtime cannot run the model: {error.message}"
         raise Inexact(index, message) from error
@@ -113,10 +114,13 @@ def _difference(a: Model, b: Model, feeds: list[dict[str, np.ndarray]]) -> Diffe
         return compare_outputs(left, right, feeds, rtol=TOLERANCE)
 
 
-def _runs(model: Model) -> bool:
+def _failure(model: Model, feeds: list[dict[str, np.ndarray]]) -> ModelError | None:
+    """What ONNX Runtime says against running a model on the feeds."""
     try:
         with runnable(model) as form:
-            open_session(form, optimize=False)
-    except ModelError:
-        return False
-    return True
+            session = open_session(form, optimize=False)
+            for feed in feeds:
+                run_feeds(session, feed)
+    except ModelError as error:
+        return error
+    return None

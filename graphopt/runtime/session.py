@@ -70,6 +70,7 @@ def open_session(
     """
     import onnxruntime as ort
 
+    ort.set_default_logger_severity(4)  # what goes wrong is raised; stderr is not its to write on
     name = describe_source(model)
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise ModelError(f"no model at {model}: there is no such file", "give the path of an .onnx file")
@@ -79,6 +80,9 @@ def open_session(
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
+    if not optimize:
+        # It keeps weights in a second, rearranged form, which only pays when a session runs many times.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     for key, value in (config or {}).items():
@@ -94,20 +98,26 @@ def open_session(
 
 @contextmanager
 def runnable(model: Model) -> Iterator[bytes | Path]:
-    """A model in a form that ``open_session`` takes: bytes, or a temporary file when it is large.
+    """A model in a form that ``open_session`` takes: bytes, its own unchanged file, or a temporary one if it is large.
 
     A session that was opened within the block can be used after it.
     """
     from graphopt.ir import save
-    from graphopt.ir.values import nbytes
+    from graphopt.ir.values import nbytes, release_pages
 
-    if sum(nbytes(c) for c in model.constants()) < _IN_MEMORY:
+    large = sum(nbytes(c) for c in model.constants()) >= _IN_MEMORY
+    if model.unchanged_file is not None and model.unchanged_file.is_file():
+        if large:
+            release_pages(model.constants())
+        yield model.unchanged_file
+    elif not large:
         yield model.to_bytes()
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        save(model, path, external_above=_IN_MEMORY)
-        yield path
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            save(model, path, external_above=_IN_MEMORY)
+            release_pages(model.constants())
+            yield path
 
 
 def session_io(session: InferenceSession) -> SessionIO:

@@ -1,0 +1,111 @@
+"""Exports torchvision's classifiers with random weights, by both of PyTorch's exporters, to measure passes on.
+
+    python -m venv ENV && ENV/bin/pip install torch torchvision onnx onnxscript
+    ENV/bin/python benchmarks/export_torchvision.py --out DIR [--only NAME ...] [--exporter NAME]
+
+One file per model and exporter, NAME.script.onnx (TorchScript, opset 17) and NAME.dynamo.onnx (opset 18), with a
+symbolic batch. Both exporters optimize what they write; script-raw and dynamo-raw are what they write without that.
+Weights are drawn from a seed, so nothing is downloaded; every parameter and every statistic of a batch norm differs
+from all others, as in a trained model. Fresh models share their ones and zeros, which tools that merge equal
+initializers would remove from the benchmark only. A file that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+# Name and input size: small where the architecture allows it, since sizes change times and no node.
+MODELS = {
+    **{"resnet18": 64, "resnet50": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "mobilenet_v3_large": 64},
+    **{"efficientnet_b0": 64, "efficientnet_v2_s": 64, "densenet121": 64, "shufflenet_v2_x1_0": 64},
+    **{"regnet_y_400mf": 64, "convnext_tiny": 64, "vit_b_16": 224, "swin_t": 224, "swin_v2_t": 224},
+    **{"googlenet": 64, "inception_v3": 128, "squeezenet1_1": 64, "mnasnet1_0": 64},
+}
+EXPORTERS = ("script", "dynamo", "script-raw", "dynamo-raw")
+OPSETS = {"script": 17, "dynamo": 18}
+
+
+def build(name: str) -> nn.Module:
+    """The classifier in evaluation mode, with weights of its own."""
+    torch.manual_seed(0)
+    known = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, weights=None, **known).eval()
+    with torch.no_grad():
+        for module in model.modules():
+            randomize(module)
+    return model
+
+
+def randomize(module: nn.Module) -> None:
+    """Draw the module's own parameters, at a scale that keeps activations near one, and batch-norm statistics."""
+    gain = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm)
+    for key, parameter in module.named_parameters(recurse=False):
+        if gain and key == "weight":
+            parameter.uniform_(0.8, 1.2)
+        elif parameter.dim() >= 2:
+            parameter.normal_(0.0, (1.5 / max(parameter[0].numel(), 1)) ** 0.5)
+        else:
+            parameter.uniform_(-0.1, 0.1)
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        assert module.running_mean is not None and module.running_var is not None
+        module.running_mean.uniform_(-0.2, 0.2)
+        module.running_var.uniform_(0.6, 1.4)
+
+
+def export(model: nn.Module, size: int, exporter: str, path: Path) -> None:
+    """Write the model with the input ``input`` [batch,3,size,size] and the output ``output``, whole or not at all."""
+    images = torch.randn(2, 3, size, size)
+    draft = path.with_suffix(".tmp")
+    kind, _, raw = exporter.partition("-")
+    common = {"input_names": ["input"], "output_names": ["output"], "opset_version": OPSETS[kind]}
+    if kind == "script":
+        axes = {"input": {0: "batch"}, "output": {0: "batch"}}
+        if raw:  # evaluation mode would fold batch norms
+            common |= {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE}
+        torch.onnx.export(model, (images,), draft, dynamo=False, dynamic_axes=axes, **common)
+    else:
+        shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
+        common |= {"external_data": False, "verbose": False, "optimize": not raw}
+        torch.onnx.export(model, (images,), draft, dynamo=True, dynamic_shapes=shapes, **common)
+    draft.rename(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS), metavar="NAME")
+    parser.add_argument("--exporter", choices=EXPORTERS, default=None, help="default: all four")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    failed = []
+    for name in options.only:
+        for exporter in EXPORTERS if options.exporter is None else (options.exporter,):
+            path = options.out / f"{name}.{exporter}.onnx"
+            if path.exists():
+                continue
+            began = time.perf_counter()
+            try:
+                export(build(name), MODELS[name], exporter, path)
+            except Exception as error:  # one exporter's failure must not keep the other models from being written
+                failed.append(path.name)
+                print(f"{path.name}: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)
+            else:
+                print(
+                    f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, {time.perf_counter() - began:.1f} s", flush=True
+                )
+    if failed:
+        raise SystemExit(f"{len(failed)} of the exports failed: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
