@@ -19,17 +19,22 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def _printable_line(line: str) -> str:
+    indent = len(line) - len(line.lstrip(" "))
+    return " " * min(indent, _LONGEST) + printable(line)
+
+
 class GraphoptError(Exception):
     """An error that a user can act on.
 
-    ``message`` says what is wrong and where; ``hint``, when there is one, says what to do about it. Both are made
-    ``printable``.
+    ``message`` says what is wrong and where; ``hint``, when there is one, says what to do about it; ``quote`` are
+    lines to be shown below the message as they are laid out. All are made ``printable``.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, hint: str = "") -> None:
-        self.message = printable(message)
+    def __init__(self, message: str, hint: str = "", quote: tuple[str, ...] = ()) -> None:
+        self.message = "\n    ".join([printable(message), *(_printable_line(line) for line in quote)])
         self.hint = printable(hint)
         super().__init__(self.message)
 

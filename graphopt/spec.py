@@ -44,9 +44,9 @@ class _Reader:
     def fail(self, expected: str) -> UsageError:
         pointer = " " * self.pos + "^"
         return UsageError(
-            f"malformed {self.what} specification: expected {expected} at character {self.pos + 1}\n"
-            f"    {self.text}\n    {pointer}",
+            f"malformed {self.what} specification: expected {expected} at character {self.pos + 1}",
             "write it as name{key=value,...},name,... and quote it for the shell",
+            (self.text, pointer),
         )
 
     def skip(self) -> None:

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt import Context, Kind, Model
 from graphopt.rewrite import RewritePass, Rule, Workbench
+from graphopt.rewrite.operands import scalar_bounds
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Branches(RewritePass):
     kind = Kind.EXACT
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
-        return (Rule("branches_taken", ("If",), take_branch),)
+        return (Rule("branches_taken", ("If",), take_branch), Rule("range_bounds", ("Range",), scalar_bounds))
 
 
 def take_branch(bench: Workbench, node: gs.Node) -> str | None:
@@ -28,11 +29,8 @@ def take_branch(bench: Workbench, node: gs.Node) -> str | None:
     if value is None or value.size != 1:
         return None
     taken = node.attrs["then_branch" if value.reshape(-1)[0] else "else_branch"]
-    inner = {id(t) for n in taken.nodes for t in n.outputs}
-    for ours, theirs in zip(node.outputs, taken.outputs, strict=True):
-        if bench.is_foreign(ours):
-            return bench.why_bound(ours)
-        if id(theirs) not in inner and not isinstance(theirs, gs.Constant) and bench.why_bound(ours):
-            return f"its branch passes {theirs.name!r} on, and {bench.why_bound(ours)}"
+    for output in node.outputs:
+        if bench.is_foreign(output):
+            return bench.why_bound(output)
     bench.splice(node, taken)
     return None

@@ -38,6 +38,7 @@ class Cancel(RewritePass):
             Rule("reshapes", _RESHAPES, cancel_reshapes, reach=4),
             Rule("reshapes", ("Reshape", "Flatten"), skip_reshape),
             Rule("axes", ("Squeeze", "Unsqueeze"), join_axes),
+            Rule("axes", ("Squeeze",), drop_carried_axes, reach=2),
             Rule("casts", ("Cast",), join_casts),
             Rule("slices", ("Slice",), join_slices),
             Rule("involutions", _INVOLUTIONS, cancel_involution),
@@ -140,6 +141,24 @@ def join_axes(bench: Workbench, node: gs.Node) -> str | None:
     else:
         axes = bench.model.constant(f"{node.name}_axes", np.array(joined, np.int64))
         bench.become(node, node.op, [before.inputs[0], axes])
+    return None
+
+
+def drop_carried_axes(bench: Workbench, node: gs.Node) -> str | None:
+    """Transpose without the axes that an Unsqueeze before it adds and a Squeeze after it takes away again."""
+    transpose = bench.standard_producer(node.inputs[0], "Transpose")
+    before = None if transpose is None else bench.standard_producer(transpose.inputs[0], "Unsqueeze")
+    if transpose is None or before is None or bench.why_shared(node.inputs[0]):
+        return None
+    perm, added, removed = permutation(transpose), constant_axes(bench, before), constant_axes(bench, node)
+    if perm is None or added is None or removed is None or bench.why_shared(transpose.inputs[0]):
+        return None
+    added, removed = ([a % len(perm) for a in axes] for axes in (added, removed))
+    if {perm[a] for a in removed} != set(added):
+        return None
+    left = [p for place, p in enumerate(perm) if place not in removed]
+    order = [p - sum(a < p for a in added) for p in left]
+    bench.become(node, "Transpose", [before.inputs[0]], perm=order)
     return None
 
 

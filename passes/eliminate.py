@@ -104,11 +104,24 @@ def remove_pad(bench: Workbench, node: gs.Node) -> str | None:
 
 def remove_same_shape(bench: Workbench, node: gs.Node) -> str | None:
     """Remove what could only change a shape and does not, where both shapes are known, by number or by name."""
-    if not equal_shapes(node.inputs[0], node.outputs[0]):
+    if not equal_shapes(node.inputs[0], node.outputs[0]) and not _keeps_places(bench, node):
         return None
     if node.op == "Resize":
         return None if _resizes_in_place(bench, node) else "its sampling moves values, although the shape stays"
     return bypass(bench, node)
+
+
+def _keeps_places(bench: Workbench, node: gs.Node) -> bool:
+    """Whether a Reshape names every dimension that its input has at that place, all but one of them by number."""
+    target = bench.array(node.inputs[1]) if node.op == "Reshape" and len(node.inputs) > 1 else None
+    shape = node.inputs[0].shape
+    if target is None or shape is None or len(target) != len(shape):
+        return False
+    copies = not node.attrs.get("allowzero", 0)
+    return (target == -1).sum() <= 1 and all(
+        size == -1 or (size == 0 and copies) or (known(dim) and size == dim)
+        for size, dim in zip(target.tolist(), shape, strict=True)
+    )
 
 
 def remove_slice(bench: Workbench, node: gs.Node) -> str | None:

@@ -81,17 +81,8 @@ def _is_endless(tensor: gs.Variable) -> bool:
 def infer_node(model: Model, node: gs.Node) -> None:
     """Fill in what a node's own inference says of its outputs, graph outputs excepted; what was known stays."""
     try:
-        schema = onnx.defs.get_schema(node.op, model.opset, "")
-        proto = OnnxExporter.export_node(node)
-        types = {t.name: _type(t) for t in node.inputs if t.name}
-        data = {
-            t.name: onnx.numpy_helper.from_array(np.asarray(peek(t)), t.name)
-            for t in node.inputs
-            if isinstance(t, gs.Constant) and nbytes(t) <= VALUES_BELOW
-        }
-        imports = [onnx.helper.make_opsetid(d, v) for d, v in model.header.opsets.items()]
-        found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        found = _outputs_of(model, node)
+    except _UNKNOWN:
         return  # nothing is known, which is allowed
     for tensor in node.outputs:
         if model.is_output(tensor):
@@ -108,6 +99,22 @@ def infer_node(model: Model, node: gs.Node) -> None:
             tensor.shape = [
                 was if now is None else now for was, now in zip(old, (_tidy(d) for d in shape), strict=True)
             ]
+
+
+_UNKNOWN = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError)
+
+
+def _outputs_of(model: Model, node: gs.Node) -> dict[str, onnx.TypeProto]:
+    schema = onnx.defs.get_schema(node.op, model.opset, "")
+    types = {t.name: _type(t) for t in node.inputs if t.name}
+    data = {
+        t.name: onnx.numpy_helper.from_array(np.asarray(peek(t)), t.name)
+        for t in node.inputs
+        if isinstance(t, gs.Constant) and nbytes(t) <= VALUES_BELOW
+    }
+    imports = [onnx.helper.make_opsetid(d, v) for d, v in model.header.opsets.items()]
+    proto = OnnxExporter.export_node(node)
+    return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
 
 
 def _type(tensor: gs.Tensor) -> onnx.TypeProto:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.rewrite.shapes import static
 from graphopt.rewrite.workbench import Workbench
 
 
@@ -60,3 +61,23 @@ def reduced_axes(bench: Workbench, node: gs.Node, rank: int) -> list[int] | str:
     if not found:
         return [] if node.attrs.get("noop_with_empty_axes", 0) else list(range(rank))
     return sorted({a % rank for a in found})
+
+
+def scalar_bounds(bench: Workbench, node: gs.Node) -> str | None:
+    """Give a Range scalars where it reads vectors of one element.
+
+    ONNX Runtime runs the latter, but loads no model where such a bound is an initializer: what makes one of it must
+    mend the Range first.
+    """
+    for index, tensor in enumerate(node.inputs):
+        if static(tensor) != (1,):
+            continue
+        array = bench.array(tensor)
+        if array is not None:
+            bench.set_input(node, index, bench.model.constant(f"{tensor.name}_scalar", array.reshape(())))
+        elif bench.model.opset >= 13:
+            axes = bench.model.constant(f"{tensor.name}_axes", np.array([0], np.int64))
+            bench.set_input(node, index, bench.emit("Squeeze", [tensor, axes], node))
+        else:
+            bench.set_input(node, index, bench.emit("Squeeze", [tensor], node, axes=[0]))
+    return None

@@ -207,6 +207,7 @@ class Workbench(Index):
 
         What the subgraph defines gets fresh names: another branch may use the same ones.
         """
+        self._share_outer(body)
         inner = {id(t): t for n in body.nodes for t in n.outputs if t.name}
         inner |= {id(t): t for n in body.nodes for t in n.inputs if t.name in self.model.header.inner_initializers}
         for tensor in inner.values():
@@ -224,6 +225,9 @@ class Workbench(Index):
                             list.__setitem__(reader.inputs, index, target)
                 list.__setitem__(producer.outputs, k, target)
                 renamed[id(source)] = target
+                if not self.is_output(target):
+                    target.dtype = target.dtype or source.dtype
+                    target.shape = source.shape if target.shape is None else target.shape
             else:  # an initializer, an outer tensor, or what is an output already
                 alias = gs.Node("Identity", f"{node.name}_identity")
                 list.append(alias.inputs, renamed.get(id(source), source))
@@ -238,6 +242,15 @@ class Workbench(Index):
         del self._alive[id(node)]
         for name in outputs:
             self.push(self._readers.get(name, {}).values())
+
+    def _share_outer(self, body: gs.Graph) -> None:
+        """Let a subgraph read initializers of this graph by this graph's tensors, not by copies of its own."""
+        own = {t.name for n in body.nodes for t in n.outputs} | self.model.header.inner_initializers
+        ours = {n: t for n, t in tensors(self.graph).items() if isinstance(t, gs.Constant) and n not in own}
+        for node in body.nodes:
+            for index, tensor in enumerate(node.inputs):
+                if tensor.name in ours:
+                    list.__setitem__(node.inputs, index, ours[tensor.name])
 
     def release(self, node: gs.Node, index: int) -> None:
         """Give an output of a node that is about to be removed another name, so that its name is free."""
@@ -306,7 +319,9 @@ class Workbench(Index):
 
         It is ``constant`` itself if nothing else reads that, so that weights keep their names.
         """
-        if len(self.readers(constant)) > 1 or self.why_bound(constant):
+        readers = self.readers(constant)
+        reads = sum(t.name == constant.name for node in readers for t in node.inputs)
+        if reads > 1 or self.why_bound(constant):
             return self.model.constant(stem, array)
         constant._export_dtype = None
         constant.data_location = None

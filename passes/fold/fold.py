@@ -13,6 +13,7 @@ from graphopt.passes.fold.literals import constant_to_initializer
 from graphopt.passes.fold.reshape import constant_target
 from graphopt.passes.fold.shape_values import ShapeValues
 from graphopt.rewrite import RewritePass, Rule, Workbench
+from graphopt.rewrite.operands import scalar_bounds
 
 _SMALL = 65536  # bytes
 
@@ -38,6 +39,7 @@ class Fold(RewritePass):
         return (
             Rule("literals", ("Constant",), constant_to_initializer),
             Rule("reshape_targets", ("Reshape",), partial(constant_target, shapes)),
+            Rule("range_bounds", ("Range",), scalar_bounds),
             Rule("shapes", ShapeValues.OPERATORS, shapes.visit),
         )
 

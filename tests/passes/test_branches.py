@@ -64,3 +64,13 @@ def test_several_outputs_one_of_them_an_initializer(rewritten, net):
 def test_a_condition_that_is_computed_stays(rewritten, net):
     out = rewritten(Branches(), net("b = Relu(x) " + IF, x="bool c, float[N,4] x"))
     assert not out.result.changed
+
+
+def test_a_range_gets_scalars(rewritten, net):
+    # ONNX Runtime runs a Range to one element in a vector, but loads no model where that is known beforehand.
+    body = """k = If (c) <then_branch = t () => (int64[1] p) { p = Split<axis = 0>(v) },
+                          else_branch = e () => (int64 q) { q = Squeeze(v) }>
+        r = Range(zero, k, one) f = Cast<to = 1>(r) y = Add(x, f)"""
+    weights = "bool c = {1}, int64[1] v = {4}, int64 zero = {0}, int64 one = {1}"
+    out = rewritten(Branches(), net(body, weights=weights))
+    assert "If" not in out.ops and out.node("Range").inputs[1].shape in ([], ())
