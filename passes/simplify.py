@@ -7,6 +7,7 @@ SIMPLIFY = (
     "dedupe",
     "cse",
     "cancel",
+    "layout",
     "split",
     "fuse-pad",
     "fuse-affine",

@@ -13,6 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from graphopt import garbage
 from graphopt.ir import convert
 from graphopt.ir.values import identity
 from graphopt.ir.view import all_graphs, tensors
@@ -85,7 +86,8 @@ class Model:
 
     def copy(self) -> Model:
         """An independent graph that shares the weight arrays."""
-        twin = Model(convert.copy_graph(self.graph), self.header.copy(), self.source)
+        with garbage.paused():
+            twin = Model(convert.copy_graph(self.graph), self.header.copy(), self.source)
         if self.unchanged_file is not None:
             twin.mark_unchanged()
         return twin
@@ -210,14 +212,19 @@ class Model:
                 yield from (t.name for t in node.outputs)
 
 
-def _freeze(attrs: dict[str, object]) -> tuple[object, ...]:
-    def one(value: object) -> object:
-        if isinstance(value, list):
-            return tuple(one(v) for v in value)
-        if isinstance(value, gs.Constant):
-            return (value.name, identity(value._values))
-        if isinstance(value, gs.Graph):
-            return "graph"
-        return value if isinstance(value, int | float | str | bytes) else id(value)
+_PLAIN = frozenset((int, float, str, bytes))
 
-    return tuple((k, one(v)) for k, v in attrs.items())
+
+def _freeze(attrs: dict[str, object]) -> tuple[object, ...]:
+    return tuple([(k, v if type(v) in _PLAIN else _freeze_one(v)) for k, v in attrs.items()])
+
+
+def _freeze_one(value: object) -> object:
+    if isinstance(value, list):
+        # Lists are of one type; turning one into a tuple at once is many times as fast as looking at each element.
+        return tuple(value) if not value or type(value[0]) in _PLAIN else tuple([_freeze_one(v) for v in value])
+    if isinstance(value, gs.Constant):
+        return (value.name, identity(value._values))
+    if isinstance(value, gs.Graph):
+        return "graph"
+    return value if type(value) in _PLAIN else id(value)

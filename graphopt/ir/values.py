@@ -7,6 +7,7 @@ import math
 import mmap
 import weakref
 from collections.abc import Iterable
+from functools import cache
 
 import numpy as np
 import onnx
@@ -101,6 +102,9 @@ def onnx_dtype(tensor: gs.Tensor) -> int:
 
 def nbytes(tensor: gs.Constant) -> int:
     """Bytes of an initializer's data, without loading it; for text, an estimate."""
+    values = tensor._values
+    if type(values) is np.ndarray and values.dtype.type.__module__ == "numpy" and values.dtype.kind in "fiub":
+        return values.nbytes
     return data_bytes(onnx_dtype(tensor), math.prod(int(d) for d in tensor.shape))
 
 
@@ -110,7 +114,12 @@ def data_bytes(kind: int, count: int) -> int:
         return 16 * count
     if kind in PACKED_BITS:
         return (count * PACKED_BITS[kind] + 7) // 8
-    return count * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize
+    return count * _itemsize(kind)
+
+
+@cache
+def _itemsize(kind: int) -> int:
+    return int(onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
 
 
 def is_sparse(tensor: gs.Constant) -> bool:

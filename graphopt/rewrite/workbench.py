@@ -17,7 +17,8 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.ir import Model, infer_shapes
-from graphopt.ir.shapes import infer_node
+from graphopt.ir.shapes import VALUES_BELOW, infer_node
+from graphopt.ir.values import nbytes
 from graphopt.ir.view import all_graphs, reads, subgraphs, tensors
 from graphopt.pipeline.base import Skipped
 from graphopt.rewrite.index import Index
@@ -131,7 +132,7 @@ class Workbench(Index):
             self._unread(old, node)
         self._read(tensor, node)
         self.push_below(node)
-        self._mark(node)
+        self._mark(node if _known(old) != _known(tensor) or isinstance(tensor, gs.Constant) else None)
 
     def put_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
         """Like ``set_input``, for an optional input that the node may not have yet."""
@@ -438,7 +439,8 @@ class Workbench(Index):
         """Look at the readers of a tensor, and at theirs: rules match a node together with the one before it."""
         for reader in self.readers(tensor):
             self.push([reader])
-            self._stale[id(reader)] = reader
+            if _tells_shapes(tensor, reader):
+                self._stale[id(reader)] = reader
             for output in reader.outputs:
                 self.push(self.readers(output))
 
@@ -452,6 +454,14 @@ class Workbench(Index):
 
 def _names_read(graph: gs.Graph) -> set[str]:
     return {name for node in graph.nodes for name in reads(node)} | {t.name for t in graph.outputs}
+
+
+def _tells_shapes(tensor: gs.Tensor, reader: gs.Node) -> bool:
+    """Whether a reader's inference may use the values of a tensor: those of small integer constants, as a rule."""
+    if not isinstance(tensor, gs.Constant):
+        return True
+    kind = np.dtype(tensor.dtype).kind if tensor.dtype is not None and not isinstance(tensor.dtype, int) else "V"
+    return (kind in "iub" or reader.op in ("Resize", "Upsample", "Range")) and nbytes(tensor) <= VALUES_BELOW
 
 
 def _complete(tensor: gs.Tensor) -> bool:

@@ -1,0 +1,109 @@
+"""Fewer Transposes: what lies between them works on tensors in their other order instead.
+
+Exporters of frameworks that put channels last wrap every convolution in two Transposes. ``region`` finds which
+operators around a Transpose could work in either order of axes, ``cut`` which of them should, ``move`` rewrites those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt import Context, Kind, Model
+from graphopt.passes.cancel import join_transposes
+from graphopt.passes.eliminate import remove_transpose
+from graphopt.passes.layout.cut import parts
+from graphopt.passes.layout.forms import Axes, Form
+from graphopt.passes.layout.move import move
+from graphopt.passes.layout.region import explore, transposition
+from graphopt.passes.layout.reshape import target_shape
+from graphopt.rewrite import RewritePass, Rule, Workbench
+
+__all__ = ["Layout"]
+
+# By tensor and form: why what is around it stays.
+_Visited = dict[tuple[str, Form], str]
+
+
+@dataclass(frozen=True)
+class Layout(RewritePass):
+    """Remove Transposes by moving the operators between them to the other order of axes: NHWC to NCHW, or any other.
+
+    Elementwise operators, Concat, Split, Pad, Slice, reductions and others that speak of axes are rewritten for the
+    new order; constants are transposed once, and weights after a flattening take in its order. A move is made only
+    where it leaves fewer Transposes, or as many that move fewer elements. A Transpose that only moves axes of size one
+    becomes a Reshape.
+    """
+
+    name = "layout"
+    kind = Kind.EXACT
+
+    def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
+        return (
+            Rule("transposes_joined", ("Transpose",), join_transposes),
+            Rule("transposes_removed", ("Transpose",), remove_transpose),
+        )
+
+    def settle(self, bench: Workbench) -> None:
+        transposes = [n for n in bench.nodes() if n.op == "Transpose" and bench.is_standard(n)]
+        edits, visited = bench.edits, _Visited()
+        said = [(node, _move_around(bench, node, visited)) for node in transposes]
+        if bench.edits != edits:
+            return
+        for node, reason in said:
+            if bench.is_alive(node) and not _reshape(bench, node):
+                bench.skip(node, reason)
+
+
+def _move_around(bench: Workbench, node: gs.Node, visited: _Visited) -> str:
+    """Move what is worth it above and below a Transpose; why it stays, in words, if it does."""
+    if not bench.is_alive(node):
+        return ""
+    perm = transposition(bench, node)
+    if perm is None:
+        return f"the rank of {node.inputs[0].name!r} is unknown"
+    if isinstance(node.inputs[0], gs.Constant):
+        return f"it reads the constant {node.inputs[0].name!r}: the pass 'fold' computes it"
+    above = _move(bench, node.inputs[0], perm, visited)
+    if not bench.is_alive(node) or transposition(bench, node) != perm:
+        return ""
+    below = _move(bench, node.outputs[0], perm.inverse(), visited)
+    return f"it cannot move up: {above}; nor down: {below}"
+
+
+def _move(bench: Workbench, tensor: gs.Tensor, form: Axes, visited: _Visited) -> str:
+    key: tuple[str, Form] = (tensor.name, form)
+    if key in visited:
+        return visited[key]
+    region = explore(bench, tensor, form)
+    reason = region.why()
+    done: set[int] = set()
+    for part in parts(bench, region):
+        rewired = part.rewired(bench)
+        if not part.moved:
+            reason = part.reason or reason
+        elif not rewired & done:
+            done |= rewired
+            bench.counts["transposes_saved"] += part.saved
+            bench.counts["nodes_moved"] += len(part.moved)
+            move(bench, part)
+    visited[key] = reason
+    visited.update({(name, kept.form): reason for name, kept in region.tensors.items()})
+    return reason
+
+
+def _reshape(bench: Workbench, node: gs.Node) -> bool:
+    """Make a Reshape of a Transpose that only moves axes of size one: it moves no elements."""
+    form, source = transposition(bench, node), node.inputs[0]
+    if form is None or source.shape is None or form.moves(list(source.shape)):
+        return False
+    numbers = target_shape(list(source.shape), form.shape(list(source.shape)))
+    if numbers is None:
+        return False
+    shape = bench.model.constant(f"{node.name}_shape", np.array(numbers, np.int64))
+    bench.become(node, "Reshape", [source, shape])
+    bench.counts["reshapes"] += 1
+    return True
