@@ -28,6 +28,7 @@ from graphopt.data.preprocess import Preprocess
 from graphopt.data.sources import open_dataset
 from graphopt.data.split import choose
 from graphopt.pipeline import Registry
+from graphopt.pipeline.manager import PassManager
 from graphopt.runtime.evaluate import evaluate
 from graphopt.runtime.latency import measure, speedup
 from graphopt.runtime.session import open_session, session_input
@@ -70,8 +71,7 @@ def ours(case: Case, models: Path, data: Path, count: int, passes: str, out: Pat
     batches = images(case, models, data, "calibration", count)
     model = load(models / case.model)
     context = Context(get_target("ort-cpu"), batches, model.copy())
-    for step in Registry().build(passes):
-        step.run(model, context)
+    PassManager(Registry().build(passes)).run(model, context)
     save(model, out)
 
 

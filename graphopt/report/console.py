@@ -114,7 +114,9 @@ def _ratio(before: float | None, after: float | None) -> str:
 
 
 def _print_records(out: Console, records: list[dict[str, Any]]) -> None:
-    for entry in records:
+    busy = [r for r in records if r["changed"] or r["metrics"] or r["skipped"]]
+    idle = [escape(r["spec"]) for r in records if r not in busy]
+    for entry in busy:
         delta = entry["delta"]
         changes = ", ".join(f"{key} {value:+d}" for key, value in delta.items() if value) or "no change"
         out.print(f"{escape(entry['spec'])}  ({entry['kind']}, {entry['seconds']:.1f} s): {changes}")
@@ -136,6 +138,8 @@ def _print_records(out: Console, records: list[dict[str, Any]]) -> None:
             out.print(f"    left alone: {count} {op}: {escape(reason)}")
         if len(reasons) > _REASONS:
             out.print(f"    ... and {len(reasons) - _REASONS} more reasons, in the report")
+    if idle:
+        out.print(f"nothing to do: {', '.join(idle)}")
     if records:
         out.print()
 

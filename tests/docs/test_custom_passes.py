@@ -17,7 +17,7 @@ def files(root: Path, tmp_path: Path) -> Path:
     """Every file that the page shows, written to a folder."""
     text = (root / "docs" / "custom-passes.md").read_text()
     found = re.findall(r"^`([\w.]+\.py)`:\n\n```python\n(.*?)^```", text, re.M | re.S)
-    assert [name for name, _ in found] == ["no_softmax.py", "test_no_softmax.py"]
+    assert [name for name, _ in found] == ["no_softmax.py", "test_no_softmax.py", "hard_tanh.py"]
     for name, code in found:
         (tmp_path / name).write_text(code)
     return tmp_path
@@ -54,3 +54,23 @@ def test_the_pages_commands_run(files: Path, classifier: Path, images: Path) -> 
         [*graphopt, "passes", "no-softmax", "--load-pass", "no_softmax.py"], capture_output=True, text=True, cwd=files
     )
     assert "log_too" in shown.stdout
+
+
+def test_the_rewriting_pass_rewrites_and_says_what_it_does_not(files: Path) -> None:
+    from graphopt import Model
+    from graphopt.pipeline import Registry
+    from graphopt.runtime.equivalence import compare_outputs
+    from graphopt.runtime.feeds import random_feeds
+
+    (cls,) = Registry().load_file(files / "hard_tanh.py")
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,4] y, float[N,4] z)
+        <float one = {1}, float minus = {-1}> {
+            a = Min(x, one) y = Max(a, minus)  b = Min(x, one) z = Max(minus, b) }"""
+    model = Model.from_text(text)
+    before = model.to_bytes()
+    assert cls().run(model, None).metrics == {"clips": 2}  # type: ignore[arg-type]
+    assert [n.op for n in model.graph.nodes] == ["Clip", "Clip"]
+    assert compare_outputs(before, model.to_bytes(), random_feeds(before)).equal
+    shared = Model.from_text(text.replace("b = Min(x, one) z = Max(minus, b)", "z = Neg(a)"))
+    result = cls().run(shared, None)  # type: ignore[arg-type]
+    assert not result.changed and "read 'a'" in result.skipped[0].reason
