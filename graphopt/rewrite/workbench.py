@@ -262,10 +262,14 @@ class Workbench(Index):
         self._producer[new.name] = node
         self._touched.update({id(old): old, id(new): new})
 
-    def _insert(self, node: gs.Node, before: gs.Node) -> None:
-        slot = self._slot[id(before)]
-        place = next(k for k, n in enumerate(self._slots[slot]) if n is before)
-        self._slots[slot].insert(place, node)
+    def insert_after(self, node: gs.Node, after: gs.Node) -> None:
+        """Insert a node that is ready, with its inputs and outputs, right behind another one."""
+        self._insert(node, after, 1)
+
+    def _insert(self, node: gs.Node, at: gs.Node, offset: int = 0) -> None:
+        slot = self._slot[id(at)]
+        place = next(k for k, n in enumerate(self._slots[slot]) if n is at)
+        self._slots[slot].insert(place + offset, node)
         self._slot[id(node)] = slot
         self._alive[id(node)] = node
         self._captured.update(name for sub in subgraphs(node) for name in _names_read(sub))

@@ -104,7 +104,7 @@ class Mover:
         node = gs.Node("Transpose", name, {"perm": list(form.inverse().perm)})
         list.append(node.inputs, new)
         list.append(node.outputs, tensor)
-        insert_after(bench, node, producer)
+        bench.insert_after(node, producer)
 
     def _stays(self, tensor: gs.Tensor, reader: gs.Node) -> bool:
         """Whether a node goes on reading ``tensor`` as it was."""
@@ -135,11 +135,3 @@ class Mover:
 
 def _stem(tensor: gs.Tensor) -> str:
     return f"{tensor.name.removesuffix('_moved')}_moved"
-
-
-def insert_after(bench: Workbench, node: gs.Node, after: gs.Node) -> None:
-    """Insert a node that reads what another one writes, right behind it."""
-    bench._insert(node, after)
-    slot = bench._slots[bench._slot[id(after)]]
-    slot[:] = [n for n in slot if n is not node]
-    slot.insert(next(k for k, n in enumerate(slot) if n is after) + 1, node)
