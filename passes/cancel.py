@@ -12,11 +12,9 @@ from graphopt import Context, Kind, Model
 from graphopt.rewrite import RewritePass, Rule, Workbench
 from graphopt.rewrite.bypass import bypass
 from graphopt.rewrite.index import plain_dtype
-from graphopt.rewrite.operands import constant_axes, constant_slices, permutation
+from graphopt.rewrite.operands import RESHAPES, constant_axes, constant_slices, permutation
 from graphopt.rewrite.shapes import equal_shapes, known, same
 
-# They change a tensor's shape and leave its values in order.
-_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _INVOLUTIONS = ("Neg", "Not", "BitwiseNot")
 _IDEMPOTENT = ("Relu", "Abs", "Ceil", "Floor", "Round", "Sign")
 
@@ -35,7 +33,7 @@ class Cancel(RewritePass):
         return (
             Rule("transposes", ("Transpose",), join_transposes),
             Rule("reshapes", ("Transpose",), transpose_to_reshape),
-            Rule("reshapes", _RESHAPES, cancel_reshapes, reach=4),
+            Rule("reshapes", RESHAPES, cancel_reshapes, reach=4),
             Rule("reshapes", ("Reshape", "Flatten"), skip_reshape),
             Rule("axes", ("Squeeze", "Unsqueeze"), join_axes),
             Rule("axes", ("Squeeze",), drop_carried_axes, reach=2),
@@ -64,7 +62,7 @@ def join_transposes(bench: Workbench, node: gs.Node) -> str | None:
 def transpose_to_reshape(bench: Workbench, node: gs.Node) -> str | None:
     """Make a Reshape of a Transpose that only moves axes of size 1: it leaves all values in order."""
     perm, shape = permutation(node), node.inputs[0].shape
-    if perm is None or shape is None or len(perm) != len(shape) or bench.model.opset < 5:
+    if perm is None or shape is None or len(perm) != len(shape):
         return None
     wide = [p for p in perm if not (known(shape[p]) and int(shape[p]) == 1)]
     if wide != sorted(wide) or perm == sorted(perm):
@@ -86,7 +84,7 @@ def transpose_to_reshape(bench: Workbench, node: gs.Node) -> str | None:
 def cancel_reshapes(bench: Workbench, node: gs.Node) -> str | None:
     """Remove a row of Reshapes and their like that ends in the shape it began with."""
     source = node.inputs[0]
-    while (before := bench.standard_producer(source, *_RESHAPES)) is not None:
+    while (before := bench.standard_producer(source, *RESHAPES)) is not None:
         source = before.inputs[0]
         if equal_shapes(source, node.outputs[0]):
             return bypass(bench, node, source)
@@ -95,7 +93,7 @@ def cancel_reshapes(bench: Workbench, node: gs.Node) -> str | None:
 
 def skip_reshape(bench: Workbench, node: gs.Node) -> str | None:
     """Let a Reshape or Flatten read what the one before it reads, if its target means the same there."""
-    before = bench.standard_producer(node.inputs[0], *_RESHAPES)
+    before = bench.standard_producer(node.inputs[0], *RESHAPES)
     if before is None:
         return None
     source, between = before.inputs[0], node.inputs[0]

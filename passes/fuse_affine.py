@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt import Context, Kind, Model
 from graphopt.rewrite import RewritePass, Rule, Workbench
+from graphopt.rewrite.operands import is_row
 
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
 
@@ -161,7 +162,7 @@ def _gemm(
     if weight.ndim != 2 or weight.shape[0 if transposed else 1] != len(norm.factor):
         return _mismatch(layer)
     if bias is not None:
-        if bias.size != 1 and bias.size != bias.shape[-1]:
+        if not is_row(bias, len(norm.factor)):
             return f"the bias of {layer.name!r} differs between rows"
         bias = np.broadcast_to(bias.reshape(-1), norm.factor.shape).astype(np.float64)
         bias = bias * float(np.float32(layer.attrs.get("beta", 1.0)))
@@ -170,15 +171,7 @@ def _gemm(
 
 
 def _write(bench: Workbench, node: gs.Node, layer: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
-    def put(index: int, array: np.ndarray, stem: str) -> None:
-        old = layer.inputs[index] if index < len(layer.inputs) else None
-        # One constant may be both the weights and the bias: new values for one must not reach the other.
-        own = isinstance(old, gs.Constant) and sum(t is old for t in layer.inputs) == 1
-        bench.put_input(layer, index, bench.new_values(old, array, stem) if own else bench.model.constant(stem, array))
-
-    put(1, weight, f"{layer.name}_weight")
-    put(2, bias, f"{layer.name}_bias")
+    bench.put_values(layer, 1, weight, f"{layer.name}_weight")
+    bench.put_values(layer, 2, bias, f"{layer.name}_bias")
     layer.attrs.pop("beta", None)
-    target = node.outputs[0]
-    bench.remove(node)
-    bench.set_output(layer, 0, target)
+    bench.take_over(layer, node)

@@ -93,15 +93,13 @@ def _add(bench: Workbench, node: gs.Node, product: gs.Node, tensor: gs.Tensor, c
     vector = _vector(signed, columns)
     kept = vector.shape == constant.shape and (vector == constant).all()
     new = tensor if kept else bench.model.constant(f"{node.name}_bias", vector)
-    target = node.outputs[0]
     if product.op == "MatMul":
         # The Add stands after both inputs and the MatMul, and its output keeps its name.
         bench.become(node, "Gemm", [*product.inputs, new])
         return None
     bench.put_input(product, 2, new)
     product.attrs.pop("beta", None)
-    bench.remove(node)
-    bench.set_output(product, 0, target)
+    bench.take_over(product, node)
     return None
 
 

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from graphopt import Context, Kind, Model
 from graphopt.rewrite import RewritePass, Rule, Workbench
 from graphopt.rewrite.kernels import why_not_written
-from graphopt.rewrite.operands import reduced_axes
+from graphopt.rewrite.operands import RESHAPES, constant_axes, reduced_axes
 from graphopt.rewrite.shapes import known
 
 _GLOBAL = {
@@ -21,7 +21,6 @@ _GLOBAL = {
     "MaxPool": "GlobalMaxPool",
 }
 _RANKS = (3, 4, 5)  # those that ONNX Runtime pools
-_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def _normalises(bench: Workbench, node: gs.Node) -> bool:
 def _only_reader(bench: Workbench, tensor: gs.Tensor) -> gs.Node | None:
     """The one Reshape or the like that reads a tensor as its data."""
     readers = bench.readers(tensor)
-    if len(readers) != 1 or readers[0].op not in _RESHAPES or not bench.is_standard(readers[0]):
+    if len(readers) != 1 or readers[0].op not in RESHAPES or not bench.is_standard(readers[0]):
         return None
     return readers[0] if readers[0].inputs[0].name == tensor.name else None
 
@@ -106,15 +105,12 @@ def _pool_before(bench: Workbench, node: gs.Node, after: gs.Node, rank: int) -> 
         return "its result is also the shape that it is given"
     axes: list[int] | None = None
     if after.op in ("Squeeze", "Unsqueeze"):
-        given = after.attrs.get("axes")
+        given = constant_axes(bench, after)
         if given is None and len(after.inputs) > 1 and after.inputs[1].name:
-            given = bench.array(after.inputs[1])
-            if given is None:
-                return f"the axes of {after.name!r} are not constant"
+            return f"the axes of {after.name!r} are not constant"
         if given is not None:
-            count = len(np.asarray(given).reshape(-1))
-            full = 2 + (count if after.op == "Unsqueeze" else 0)
-            axes = sorted({int(a) % full for a in np.asarray(given).reshape(-1)})
+            full = 2 + (len(given) if after.op == "Unsqueeze" else 0)
+            axes = sorted({a % full for a in given})
     if after.op == "Unsqueeze":
         return _pool_unsqueezed(bench, node, after, axes, rank)
     pooled = bench.emit(_GLOBAL[node.op], [node.inputs[0]], node, stem=node.name)

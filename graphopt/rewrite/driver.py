@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -14,9 +14,7 @@ from graphopt.ir.view import all_graphs, subgraphs
 from graphopt.pipeline.base import Pass, PassResult, Skipped
 from graphopt.pipeline.context import Context
 from graphopt.pipeline.exactness import RANDOM_OPS
-from graphopt.rewrite.workbench import Workbench
-
-Step = Callable[[Workbench, gs.Node], str | None]
+from graphopt.rewrite.workbench import Step, Workbench
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ import onnx_graphsurgeon as gs
 from graphopt.rewrite.shapes import static
 from graphopt.rewrite.workbench import Workbench
 
+# They change a tensor's shape and leave its values in order.
+RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
 
 def permutation(node: gs.Node) -> list[int] | None:
     """The order of axes of a Transpose; None where it depends on a rank that is unknown."""
@@ -19,11 +22,16 @@ def permutation(node: gs.Node) -> list[int] | None:
 
 
 def constant_axes(bench: Workbench, node: gs.Node) -> list[int] | None:
-    """Axes of a Squeeze or Unsqueeze, as attribute or as constant input; None if unknown or left out."""
+    """Axes of an operator, as attribute or as constant second input; None if unknown or left out."""
     axes = node.attrs.get("axes")
     if axes is None and len(node.inputs) > 1:
         axes = bench.array(node.inputs[1])
     return None if axes is None else [int(a) for a in np.asarray(axes).reshape(-1)]
+
+
+def is_row(bias: np.ndarray, width: int) -> bool:
+    """Whether what a Gemm of ``width`` columns adds is the same in each row."""
+    return bias.size == 1 or (bias.size == width and bias.shape[-1] == width)
 
 
 def constant_slices(bench: Workbench, node: gs.Node) -> dict[int, tuple[int, int, int]] | None:
@@ -51,13 +59,9 @@ def _by_axis(node: gs.Node, given: list[np.ndarray | None]) -> dict[int, tuple[i
 
 def reduced_axes(bench: Workbench, node: gs.Node, rank: int) -> list[int] | str:
     """Axes that a reduction of a tensor of ``rank`` goes over, sorted and not negative; or why they are unknown."""
-    axes = node.attrs.get("axes")
-    given = len(node.inputs) > 1 and bool(node.inputs[1].name)
-    if axes is None and given:
-        axes = bench.array(node.inputs[1])
-        if axes is None:
-            return f"the axes of {node.name!r} are not constant"
-    found = [int(a) for a in np.asarray([] if axes is None else axes).reshape(-1)]
+    found = constant_axes(bench, node)
+    if found is None and len(node.inputs) > 1 and node.inputs[1].name:
+        return f"the axes of {node.name!r} are not constant"
     if not found:
         return [] if node.attrs.get("noop_with_empty_axes", 0) else list(range(rank))
     return sorted({a % rank for a in found})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
@@ -43,16 +41,3 @@ def static(tensor: gs.Tensor) -> tuple[int, ...] | None:
     if shape is None or not all(known(d) for d in shape):
         return None
     return tuple(int(d) for d in shape)
-
-
-def static_but_first(tensor: gs.Tensor) -> tuple[int, ...] | None:
-    """The dimensions after the first if all of them are known."""
-    shape = tensor.shape
-    if shape is None or not len(shape) or not all(known(d) for d in list(shape)[1:]):
-        return None
-    return tuple(int(d) for d in list(shape)[1:])
-
-
-def permuted(shape: Sequence[Dim], perm: Sequence[int]) -> list[Dim]:
-    """``shape`` after a Transpose."""
-    return [shape[p] for p in perm]

@@ -257,10 +257,7 @@ class Workbench(Index):
         """Give an output of a node that is about to be removed another name, so that its name is free."""
         old = node.outputs[index]
         new = gs.Variable(self.model.fresh_name(f"{node.name}_unused"), dtype=old.dtype, shape=old.shape)
-        self._producer.pop(old.name, None)
-        list.__setitem__(node.outputs, index, new)
-        self._producer[new.name] = node
-        self._touched.update({id(old): old, id(new): new})
+        self.set_output(node, index, new)
 
     def insert_after(self, node: gs.Node, after: gs.Node) -> None:
         """Insert a node that is ready, with its inputs and outputs, right behind another one."""
@@ -308,7 +305,7 @@ class Workbench(Index):
             else:
                 self._own(tensor)
                 tensor.to_constant(array)
-            self._push_around(tensor)
+            self._push_readers(tensor)
         self.remove(node)
 
     def to_initializer(self, node: gs.Node, values: np.ndarray | LazyValues, export_dtype: object) -> None:
@@ -317,7 +314,7 @@ class Workbench(Index):
         self.remove(node)
         self._own(tensor)
         tensor.to_constant(values, export_dtype=export_dtype)
-        self._push_around(tensor)
+        self._push_readers(tensor)
 
     def new_values(self, constant: gs.Constant, array: np.ndarray, stem: str) -> gs.Constant:
         """An initializer with these values, for one of the readers of ``constant``.
@@ -333,6 +330,18 @@ class Workbench(Index):
         constant.values = array
         self._mark()
         return constant
+
+    def put_values(self, node: gs.Node, index: int, array: np.ndarray, stem: str) -> None:
+        """Make input ``index`` of a node an initializer with these values: the one that it has, where it may change."""
+        old = node.inputs[index] if index < len(node.inputs) else None
+        given = isinstance(old, gs.Constant)
+        self.put_input(node, index, self.new_values(old, array, stem) if given else self.model.constant(stem, array))
+
+    def take_over(self, node: gs.Node, last: gs.Node) -> None:
+        """Let a node write the output of ``last``, which reads its own and is removed."""
+        target = last.outputs[0]
+        self.remove(last)
+        self.set_output(node, 0, target)
 
     def skip(self, node: gs.Node, reason: str) -> None:
         """Record that a node was considered and left alone; a later reason replaces an earlier one."""
@@ -439,14 +448,12 @@ class Workbench(Index):
         if len(left) == 1:
             self.push_below(next(iter(left.values())))
 
-    def _push_around(self, tensor: gs.Tensor) -> None:
-        """Look at the readers of a tensor, and at theirs: rules match a node together with the one before it."""
+    def _push_readers(self, tensor: gs.Tensor) -> None:
+        """Look again at what reads a tensor, of which more is known now."""
         for reader in self.readers(tensor):
-            self.push([reader])
+            self.push_below(reader)
             if _tells_shapes(tensor, reader):
                 self._stale[id(reader)] = reader
-            for output in reader.outputs:
-                self.push(self.readers(output))
 
     def _mark(self, node: gs.Node | None = None) -> None:
         """Note a change, and the node whose outputs it may concern."""

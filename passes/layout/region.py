@@ -6,6 +6,7 @@ it, up and down, as far as nodes go that cannot, or the ends of the graph.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -117,7 +118,4 @@ def _conflict(bench: Workbench, region: Region, node: gs.Node, plan: Plan) -> st
 
 
 def _is_large(tensor: gs.Constant) -> bool:
-    size = 1
-    for dim in tensor.shape:
-        size *= int(dim)
-    return size * 4 > _SMALL
+    return 4 * math.prod(tensor.shape) > _SMALL

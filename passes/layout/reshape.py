@@ -22,9 +22,6 @@ class Group:
     before: list[int] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
 
-    def swapped(self) -> Group:
-        return Group(self.after, self.before)
-
 
 def groups(a: Sequence[Dim], b: Sequence[Dim]) -> list[Group]:
     """The smallest groups of axes of two shapes of one tensor, first to last."""

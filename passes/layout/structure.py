@@ -97,8 +97,12 @@ def arg_reduction(bench: Workbench, node: gs.Node, anchor: Anchor) -> Plan | str
     rank = rank_of(node.inputs[0])
     if rank is None:
         return f"the rank of {node.inputs[0].name!r} is unknown"
-    axis = axis_of(node, 0, rank)
-    plan = _over(node, anchor, np.array([axis]), bool(node.attrs.get("keepdims", 1)))
+    return _over_axis(node, anchor, axis_of(node, 0, rank), bool(node.attrs.get("keepdims", 1)))
+
+
+def _over_axis(node: gs.Node, anchor: Anchor, axis: int, keep: bool) -> Plan | str:
+    """What works over one axis, an attribute, as a reduction over it does."""
+    plan = _over(node, anchor, np.array([axis]), keep)
     if isinstance(plan, Plan):
         wide = plan.ins[0]
         plan.change = attribute("axis", wide.place(axis)) if isinstance(wide, Axes) else None
@@ -116,12 +120,7 @@ def gather(bench: Workbench, node: gs.Node, anchor: Anchor) -> Plan | str:
         return f"the rank of {data.name if rank is None else indices.name!r} is unknown"
     if indices_rank > 1:
         return "its indices have several axes"
-    axis = axis_of(node, 0, rank)
-    plan = _over(node, anchor, np.array([axis]), indices_rank == 1)
-    if isinstance(plan, Plan):
-        wide = plan.ins[0]
-        plan.change = attribute("axis", wide.place(axis)) if isinstance(wide, Axes) else None
-    return plan
+    return _over_axis(node, anchor, axis_of(node, 0, rank), indices_rank == 1)
 
 
 def pad(bench: Workbench, node: gs.Node, anchor: Anchor) -> Plan | str:
@@ -154,12 +153,11 @@ def slice_(bench: Workbench, node: gs.Node, anchor: Anchor) -> Plan | str:
         count = len(starts) if starts is not None else shape[0] if shape and isinstance(shape[0], int) else None
         if count is None:
             return UNKNOWN_AXES
-        # An input that the node may have beside it is of the same type.
-        like = None if starts is not None else bench.array(node.inputs[1])
-        if starts is None and like is None and node.inputs[1].dtype is None:
+        # As an input, it is of the type of the one beside it.
+        kind = np.int64 if starts is not None else node.inputs[1].dtype
+        if kind is None:
             return UNKNOWN_AXES
-        kind = np.int64 if starts is not None else np.dtype(node.inputs[1].dtype)
-        axes = np.arange(count, dtype=kind)
+        axes = np.arange(count, dtype=np.dtype(kind))
     return plain(node, form, form, put_vector(3, "axes", [form.place(int(a) % form.rank) for a in axes], axes))
 
 

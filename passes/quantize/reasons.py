@@ -16,6 +16,7 @@ from graphopt.passes.quantize.operators import (
     is_activation,
 )
 from graphopt.pipeline.patterns import matching
+from graphopt.rewrite.operands import is_row
 from graphopt.runtime.target import Target
 
 
@@ -76,13 +77,9 @@ def _weights_blocked(node: gs.Node) -> str | None:
     if node.op == "Gemm":
         if node.attrs.get("transA", 0):
             return "it transposes its data (transA=1): put a Transpose before it"
-        if bias is not None and bias.name and not _is_row(bias.values, gemm_width(node)):
+        if bias is not None and bias.name and not is_row(bias.values, gemm_width(node)):
             return "its bias differs by row: it must be one row"
     return None
-
-
-def _is_row(bias: np.ndarray, width: int) -> bool:
-    return bias.size == 1 or (bias.size == width and bias.shape[-1] == width)
 
 
 def _pad_blocked(node: gs.Node) -> str | None:

@@ -125,12 +125,8 @@ def _absorb(bench: Workbench, node: gs.Node, norm: gs.Node, constant: np.ndarray
     if not all(np.isfinite(array).all() for array in rounded.values()):
         return f"its scale or bias would not be finite in {constant.dtype}"
     for k, array in rounded.items():
-        stem, present = f"{norm.name}_{'scale' if k == 1 else 'bias'}", norm.inputs[k] if len(norm.inputs) > k else None
-        given = present is not None and isinstance(present, gs.Constant)
-        bench.put_input(norm, k, bench.new_values(present, array, stem) if given else bench.model.constant(stem, array))
-    target = node.outputs[0]
-    bench.remove(node)
-    bench.set_output(norm, 0, target)
+        bench.put_values(norm, k, array, f"{norm.name}_{'scale' if k == 1 else 'bias'}")
+    bench.take_over(norm, node)
     return None
 
 
