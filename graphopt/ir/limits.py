@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import networkx as nx
 import onnx
-from onnx import AttributeProto, TensorProto
+from onnx import TensorProto
 
 from graphopt.errors import ModelError
+from graphopt.ir.functions import MAIN, read_calls, with_subgraphs
 from graphopt.ir.values import PACKED_BITS, data_bytes
 
 MOST_DIMENSIONS = 32  # of a tensor; what every numpy holds
@@ -30,7 +30,7 @@ def check_claims(proto: onnx.ModelProto) -> None:
 
     Raises ModelError naming the tensor or function.
     """
-    for body in _bodies(proto):
+    for body in (b for top in (proto.graph, *proto.functions) for b in with_subgraphs(top)):
         if isinstance(body, onnx.GraphProto):
             for tensor in body.initializer:
                 _check_tensor(tensor)
@@ -44,23 +44,6 @@ def check_claims(proto: onnx.ModelProto) -> None:
                     _check_sparse(attr.sparse_tensor)
     if proto.functions:
         _check_functions(proto)
-
-
-def _bodies(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
-    """Every graph and function, and the graphs in their nodes. Iterative: nesting depth is the file's choice."""
-    stack: list[onnx.GraphProto | onnx.FunctionProto] = [proto.graph, *proto.functions]
-    while stack:
-        body = stack.pop()
-        yield body
-        stack.extend(_inner(body))
-
-
-def _inner(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto]:
-    for node in body.node:
-        for attr in node.attribute:
-            if attr.type == AttributeProto.GRAPH:
-                yield attr.g
-            yield from attr.graphs
 
 
 def _check_tensor(tensor: TensorProto) -> None:
@@ -126,40 +109,14 @@ def bounded_memory(extra: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-_Key = tuple[str, str, str]
-
-
 def _check_functions(proto: onnx.ModelProto) -> None:
     """Bound what the functions expand to, without expanding them."""
-    known = {(f.domain, f.name, f.overload) for f in proto.functions}
-    written: dict[_Key, int] = {}
-    calls: dict[_Key, list[_Key]] = {}
-    main: _Key = ("", "", "")
-    for key, top in [(main, proto.graph), *(((f.domain, f.name, f.overload), f) for f in proto.functions)]:
-        stack: list[onnx.GraphProto | onnx.FunctionProto] = [top]
-        written[key], calls[key] = 0, []
-        while stack:
-            body = stack.pop()
-            written[key] += len(body.node)
-            calls[key] += [k for n in body.node if (k := (n.domain, n.op_type, n.overload)) in known]
-            stack.extend(_inner(body))
-    graph = nx.DiGraph([(a, b) for a, called in calls.items() for b in called])
-    graph.add_nodes_from(calls)
-    try:
-        order = list(nx.topological_sort(graph))
-    except nx.NetworkXUnfeasible:
-        ring = [edge[0][1] for edge in nx.find_cycle(graph)]
+    found = read_calls(proto)
+    total = found.total(found.written.__getitem__)
+    if total[MAIN] - found.written[MAIN] > MOST_EXPANDED:
+        worst = max(found.calls[MAIN], key=lambda key: total[key])
         raise ModelError(
-            f"the model's functions call each other in a ring: {' -> '.join([*ring, ring[0]])}",
-            "export the model without functions",
-        ) from None
-    total: dict[_Key, int] = {}
-    for key in reversed(order):
-        total[key] = written[key] + sum(total[called] for called in calls[key])
-    if total[main] - written[main] > MOST_EXPANDED:
-        worst = max(calls[main], key=lambda key: total[key])
-        raise ModelError(
-            f"the model's functions stand for {total[main]:.3g} nodes (a call of {worst[1]!r} for {total[worst]:.3g}); "
+            f"the model's functions stand for {total[MAIN]:.3g} nodes (a call of {worst[1]!r} for {total[worst]:.3g}); "
             f"graphopt reads models whose functions add up to {MOST_EXPANDED:,}",
             "export the model without functions",
         )

@@ -33,6 +33,12 @@ class Rewritten:
     def counts(self) -> Counter[str]:
         return Counter(self.ops)
 
+    def reason(self, op: str) -> str:
+        """Why the one node of this operator was left alone."""
+        found = [s.reason for s in self.result.skipped if s.op == op]
+        assert len(found) == 1, self.result.skipped
+        return found[0]
+
     @property
     def reasons(self) -> dict[str, str]:
         return {s.node: s.reason for s in self.result.skipped}
@@ -56,15 +62,18 @@ def run_pass(step: Pass, source: str | Model, *, run: bool = True, valid: bool =
     original = Model.from_text(source) if isinstance(source, str) else source
     before, snapshot = original.to_bytes(), Snapshot.of(original)
     model = original.copy()
+    revision = model.revision
     result = step.run(model, None)  # type: ignore[arg-type]
     verify(model, snapshot, step.name)
     after = model.to_bytes()
     assert original.to_bytes() == before, "the model that shares its arrays was changed"
     assert result.changed == (before != after)
+    assert result.changed == (model.revision != revision)
+    assert len({s.node for s in result.skipped}) == len(result.skipped)
     assert {s.node for s in result.skipped} <= {n.name for g in model.graphs() for n in g.nodes}
     assert all(s.reason for s in result.skipped)
     again = step.run(model, None)  # type: ignore[arg-type]
-    assert not again.changed and model.to_bytes() == after
+    assert not again.changed and again.skipped == result.skipped and model.to_bytes() == after
     if valid:
         onnx.checker.check_model(onnx.load_from_string(after), full_check=True)
     if run:

@@ -24,38 +24,17 @@ from hostile import (
     NAMES,
     NODE,
     SECONDS,
-    Done,
     Place,
     end_in,
     furnish,
-    furnished,
     nested,
     outside,
     rename,
-    serve,
     twice,
     weight,
     with_functions,
 )
 from onnx import TensorProto, helper, numpy_helper
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Callable[..., Done]]:
-    with serve() as run:
-        yield run
-
-
-@pytest.fixture
-def place(tmp_path: Path, server: Callable[..., Done]) -> Place:
-    return furnished(tmp_path, server)
-
-
-@pytest.fixture
-def proto(classifier_proto: onnx.ModelProto) -> onnx.ModelProto:
-    twin = onnx.ModelProto()
-    twin.CopyFrom(classifier_proto)
-    return twin
 
 
 def test_a_harmless_model_passes(place: Place, proto: onnx.ModelProto) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,37 +12,15 @@ import pytest
 from hostile import (
     NAMES,
     NODE,
-    Done,
     Place,
     call,
     end_in,
-    furnished,
     nested,
     rename,
-    serve,
     twice,
     with_functions,
 )
 from onnx import TensorProto, helper, numpy_helper
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Callable[..., Done]]:
-    with serve() as run:
-        yield run
-
-
-@pytest.fixture
-def place(tmp_path: Path, server: Callable[..., Done]) -> Place:
-    return furnished(tmp_path, server)
-
-
-@pytest.fixture
-def proto(classifier_proto: onnx.ModelProto) -> onnx.ModelProto:
-    twin = onnx.ModelProto()
-    twin.CopyFrom(classifier_proto)
-    return twin
-
 
 # --- constants that would be huge -------------------------------------------------------------------------------
 
