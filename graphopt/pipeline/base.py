@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -91,6 +92,9 @@ class Pass(ABC):
     name: ClassVar[str]
     kind: ClassVar[Kind]
     requires: ClassVar[tuple[str, ...]] = ()
+    # Whether what applies the changes of this kind of pass also counts them. One that says it changed nothing is then
+    # believed until the next pass of another kind, or the end, where the model is compared with what it was.
+    counts_changes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for info in self.options():
@@ -101,21 +105,9 @@ class Pass(ABC):
         """Change ``model`` (inside ``with model.edit()``) and say what was done."""
 
     @classmethod
-    def options(cls) -> list[OptionInfo]:
+    def options(cls) -> tuple[OptionInfo, ...]:
         """The options, in the order in which they are declared."""
-        hints = typing.get_type_hints(cls)
-        return [
-            OptionInfo(
-                f.name,
-                hints[f.name],
-                f.default if f.default_factory is dataclasses.MISSING else f.default_factory(),
-                f.metadata.get("help", ""),
-                f.metadata.get("min"),
-                f.metadata.get("max"),
-                f.metadata.get("choices"),
-            )
-            for f in dataclasses.fields(cls)
-        ]
+        return _options(cls)
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Pass:
@@ -143,6 +135,23 @@ class Pass(ABC):
         text = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
         written = text and not text.startswith(f"{cls.__name__}(")  # else it is the signature, put there by dataclass
         return text.partition(". ")[0].rstrip(".") + "." if written else ""
+
+
+@functools.cache
+def _options(cls: type[Pass]) -> tuple[OptionInfo, ...]:
+    hints = typing.get_type_hints(cls)
+    return tuple(
+        OptionInfo(
+            f.name,
+            hints[f.name],
+            f.default if f.default_factory is dataclasses.MISSING else f.default_factory(),
+            f.metadata.get("help", ""),
+            f.metadata.get("min"),
+            f.metadata.get("max"),
+            f.metadata.get("choices"),
+        )
+        for f in dataclasses.fields(cls)
+    )
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class PassManager:
         self.records: list[Record] = []
         self._exact = _Segment()
         self._ran = 0
+        self._idle: list[Pass] = []  # that said they changed nothing since the last that did
         self._state: _State | None = None
 
     def run(self, model: Model, ctx: Context) -> list[Record]:
@@ -62,6 +63,7 @@ class PassManager:
                 self._run_pipeline(step, model, ctx)
             else:
                 self._run_one(step, model, ctx)
+        self._check_idle(model, ctx)
         self._check_exact(model, ctx)
         return self.records
 
@@ -81,6 +83,8 @@ class PassManager:
 
     def _run_one(self, step: Pass, model: Model, ctx: Context, keep: bool = True) -> Record:
         """Run one pass and append its record, unless it changed nothing and need not be kept."""
+        if not step.counts_changes:
+            self._check_idle(model, ctx)
         if step.kind is Kind.LOSSY:
             self._check_exact(model, ctx)
         if self._exact.start is None:
@@ -100,11 +104,13 @@ class PassManager:
             if isinstance(error, GraphoptError) and not isinstance(error, ContractError):
                 raise  # said on purpose, to the user
             raise self._failure(index, step, self._exact.replay(ctx)[-1], error) from error
+        self._state = after
+        if not step.counts_changes:
+            self._check_idle(model, ctx)
         delta = {key: value - before.size[key] for key, value in after.size.items()}
         record = Record(
             step.spec, step.kind.value, result.changed, seconds, delta, result.metrics, list(result.skipped)
         )
-        self._state = after
         if keep or result.changed:
             self.records.append(record)
         for hook in self.hooks:
@@ -134,13 +140,29 @@ class PassManager:
         if not isinstance(result, PassResult):
             raise ContractError(f"the pass {step.name!r} returned {type(result).__name__}, not a PassResult")
         if not result.changed:
-            if model.fingerprint() != before.mark:
-                raise ContractError(f"the pass {step.name!r} changed the model and says that it did not")
+            self._idle.append(step)
             return replace(before, revision=model.revision)
+        self._idle.clear()
         verify(model, before.snapshot, f"the pass {step.name!r}")
         if self.verify_each:
             _deep_check(step, model)
         return _State.of(model)
+
+    def _check_idle(self, model: Model, ctx: Context) -> None:
+        """Raise PassError if a pass that said so since the last change did not leave the model alone."""
+        claimed, self._idle = self._idle, []
+        if not claimed or self._state is None or model.fingerprint() == self._state.mark:
+            return
+        culprit = claimed[-1]
+        if len(claimed) > 1:
+            twin = self._exact.replay(ctx)[-1].copy()
+            mark = twin.fingerprint()
+            for culprit in claimed:
+                culprit.run(twin, ctx)
+                if twin.fingerprint() != mark:
+                    break
+        error = ContractError(f"the pass {culprit.name!r} changed the model and says that it did not")
+        raise self._failure(self._ran - 1, culprit, self._exact.replay(ctx)[-1], error) from error
 
     def _failure(self, index: int, step: Pass, start: Model, error: Exception) -> PassError:
         notes = [note for hook in self.hooks if (note := hook.failed(index, step, start, error))]

@@ -35,6 +35,13 @@ class Rule:
 class RewritePass(Pass):
     """A pass whose ``rules`` run to a fixpoint over the main graph and every subgraph; dead nodes go with them."""
 
+    counts_changes = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "run" in vars(cls):
+            cls.counts_changes = False
+
     @abstractmethod
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         """The rules of one run. They may share state, which then lasts for that run."""

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 
 from graphopt import Kind, Model, Pass, PassResult, Skipped, UsageError, option
 from graphopt.errors import ContractError, PassError
 from graphopt.ir import load
-from graphopt.pipeline import Context
+from graphopt.pipeline import Context, Pipeline
 from graphopt.pipeline.hooks import DumpIR, Reproducer
 from graphopt.pipeline.manager import PassManager
+from graphopt.rewrite import RewritePass, Rule, Workbench
 from graphopt.runtime.target import get_target
 
 TEXT = """
@@ -255,3 +257,36 @@ def test_verify_each_catches_what_only_the_checker_sees() -> None:
 def test_options_of_a_pass_are_checked() -> None:
     with pytest.raises(UsageError, match="'by' of 'scale' cannot be wide"):
         Scale(by="wide")
+
+
+def rewriting(given: str, behind_the_bench: bool) -> RewritePass:
+    def rename(bench: Workbench, node: gs.Node) -> None:
+        node.name = "other"
+
+    @dataclass(frozen=True)
+    class Rewriting(RewritePass):
+        """A rule that the mechanism cannot see at work, or one that does nothing."""
+
+        name = given
+        kind = Kind.EXACT
+
+        def rules(self, model: Model, ctx: Context) -> tuple[Rule, ...]:
+            return (Rule("renamed", ("Relu",), rename if behind_the_bench else lambda bench, node: None),)
+
+    return Rewriting()
+
+
+def test_a_rule_that_changes_a_node_without_saying_so_is_found_among_others() -> None:
+    model = Model.from_text(TEXT)
+    passes = (rewriting("first", False), rewriting("guilty", True), rewriting("last", False))
+    with pytest.raises(ContractError, match="'guilty' changed the model and says that it did not"):
+        PassManager([Pipeline("group", passes)]).run(model, context(model))
+
+
+def test_a_rewriting_pass_with_a_run_of_its_own_is_not_taken_at_its_word() -> None:
+    class Own(type(rewriting("own", False))):  # type: ignore[misc]
+        def run(self, model: Model, ctx: Context) -> PassResult:
+            return PassResult(False)
+
+    assert rewriting("counted", False).counts_changes
+    assert not Own.counts_changes
