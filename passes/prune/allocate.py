@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from graphopt.analysis.labels import Family, Labels
+from graphopt.passes.prune.curves import Curve
 
 # The search ends once the plan is this close to the target, as a fraction of the model's MACs.
 _CLOSE = 0.004
@@ -19,15 +21,6 @@ class Plan:
     keep: np.ndarray
     kept: tuple[int, ...]
     macs: int
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The counts that one family may keep, from all of it downwards, and the importance lost at each."""
-
-    order: np.ndarray  # its groups, the least important first
-    kept: np.ndarray
-    lost: np.ndarray
 
 
 class MacsModel:
@@ -70,61 +63,44 @@ class MacsModel:
 def allocate(
     labels: Labels,
     families: tuple[Family, ...],
-    scores: np.ndarray,
+    curves: Sequence[Curve],
     target: float,
-    multiple: int,
-    min_keep: float,
 ) -> Plan:
     """Choose what to keep so that the contractions' MACs come close to ``target`` (MACs at batch 1).
 
     Greedy: the next block is always the one that loses the least importance per MAC saved. The last block
-    overshoots, so single steps and exchanges of two steps then move towards the target. ``multiple``: kept counts
-    are multiples of it, or all of a family. Ties go to the family that comes first in the graph.
+    overshoots, so single steps and exchanges of two steps then move towards the target. ``curves``: what each family
+    may keep, and what it loses. Ties go to the family that comes first in the graph.
     """
-    steps = [_steps(f, scores, multiple, min_keep) for f in families]
     model = MacsModel(labels, families)
     level = np.zeros(len(families), dtype=np.int64)
     if families:
-        _descend(model, steps, level, target)
-        _approach(model, steps, level, target)
+        _descend(model, curves, level, target)
+        _approach(model, curves, level, target)
     keep = labels.everything()
-    for step, at in zip(steps, level, strict=True):
+    for step, at in zip(curves, level, strict=True):
         keep[step.order[: step.order.size - step.kept[at]]] = False
-    kept = tuple(int(s.kept[at]) for s, at in zip(steps, level, strict=True))
+    kept = tuple(int(s.kept[at]) for s, at in zip(curves, level, strict=True))
     return Plan(keep, kept, labels.macs(keep))
 
 
-def _steps(family: Family, scores: np.ndarray, multiple: int, min_keep: float) -> _Steps:
-    size = family.groups.size
-    order = family.groups[np.argsort(scores[family.groups], kind="stable")]
-    floor = max(1, int(np.ceil(min_keep * size)))
-    kept = [size, *(k for k in range((size - 1) // multiple * multiple, 0, -multiple) if k >= floor)]
-    total = np.concatenate([[0.0], np.cumsum(scores[order])])
-    counts = np.array(kept)
-    whole = max(float(total[-1]), 1e-30)
-    # The loss of a layer that keeps a share s of its importance is -log(s): attenuations multiply along the network,
-    # and taking the second half of a layer costs more than taking the first.
-    share = np.clip(1.0 - total[size - counts] / whole, 1e-12, 1.0)
-    return _Steps(order, counts, -np.log(share) * whole)
+def _counts(curves: Sequence[Curve], level: np.ndarray) -> np.ndarray:
+    return np.array([s.kept[at] for s, at in zip(curves, level, strict=True)], dtype=np.int64)
 
 
-def _counts(steps: list[_Steps], level: np.ndarray) -> np.ndarray:
-    return np.array([s.kept[at] for s, at in zip(steps, level, strict=True)], dtype=np.int64)
-
-
-def _moves(steps: list[_Steps], level: np.ndarray, by: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _moves(curves: Sequence[Curve], level: np.ndarray, by: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Families that can move one step down (by=1) or up (-1), their change of kept count, and importance lost."""
-    at = [f for f, s in enumerate(steps) if 0 <= level[f] + by < s.kept.size]
-    change = [int(steps[f].kept[level[f] + by] - steps[f].kept[level[f]]) for f in at]
-    lost = [float(steps[f].lost[level[f] + by] - steps[f].lost[level[f]]) for f in at]
+    at = [f for f, s in enumerate(curves) if 0 <= level[f] + by < s.kept.size]
+    change = [int(curves[f].kept[level[f] + by] - curves[f].kept[level[f]]) for f in at]
+    lost = [float(curves[f].lost[level[f] + by] - curves[f].lost[level[f]]) for f in at]
     return np.array(at, dtype=np.int64), np.array(change, dtype=np.int64), np.array(lost)
 
 
-def _descend(model: MacsModel, steps: list[_Steps], level: np.ndarray, target: float) -> None:
+def _descend(model: MacsModel, curves: Sequence[Curve], level: np.ndarray, target: float) -> None:
     while True:
-        counts = _counts(steps, level)
+        counts = _counts(curves, level)
         macs = float(model(counts[None])[0])
-        at, change, lost = _moves(steps, level, 1)
+        at, change, lost = _moves(curves, level, 1)
         if macs <= target or not at.size:
             return
         trial = np.repeat(counts[None], at.size, axis=0)
@@ -133,16 +109,16 @@ def _descend(model: MacsModel, steps: list[_Steps], level: np.ndarray, target: f
         level[at[int(np.argmin(lost / saved))]] += 1
 
 
-def _approach(model: MacsModel, steps: list[_Steps], level: np.ndarray, target: float) -> None:
+def _approach(model: MacsModel, curves: Sequence[Curve], level: np.ndarray, target: float) -> None:
     """Single steps and pairs (one family down, another up), whichever comes closest, until close enough."""
-    total = float(model(np.array([[s.kept[0] for s in steps]]))[0])
+    total = float(model(np.array([[s.kept[0] for s in curves]]))[0])
     for _ in range(64):
-        counts = _counts(steps, level)
+        counts = _counts(curves, level)
         gap = abs(float(model(counts[None])[0]) - target)
         if gap <= _CLOSE * total:
             return
-        down, down_change, _ = _moves(steps, level, 1)
-        up, up_change, _ = _moves(steps, level, -1)
+        down, down_change, _ = _moves(curves, level, 1)
+        up, up_change, _ = _moves(curves, level, -1)
         best: tuple[float, list[tuple[int, int]]] = (gap, [])
         moves = [(f, c, 1) for f, c in zip(down, down_change, strict=True)]
         moves += [(f, c, -1) for f, c in zip(up, up_change, strict=True)]

@@ -12,14 +12,17 @@ from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model
 from graphopt.passes.prune import rewrites  # noqa: F401  (registers what surgery rewrites)
 from graphopt.passes.prune.allocate import Plan, allocate
+from graphopt.passes.prune.curves import Curve, by_reconstruction, by_scores
 from graphopt.passes.prune.importance import CRITERIA, importance
 from graphopt.passes.prune.proof import Verdict, check, guilty, proof_feeds
-from graphopt.passes.prune.recover import recover
+from graphopt.passes.prune.recover import IMAGES, recover
+from graphopt.passes.prune.running import load_images
 from graphopt.passes.prune.surgery import remove
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 from graphopt.pipeline.patterns import matching, unmatched
 
 _TOLERANCE = 0.03
+RECONSTRUCTION = "reconstruction"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Prune(Pass):
     requires = ("simplify",)
 
     macs: float = option(0.7, "Multiply-accumulates to keep, as a fraction of the input model's", min=0.05, max=1.0)
-    importance: str = option("l2", "How channels are ranked", choices=tuple(CRITERIA))
+    importance: str = option(RECONSTRUCTION, "How channels are ranked", choices=(RECONSTRUCTION, *CRITERIA))
     multiple: int = option(0, "Kept channel counts are multiples of this; 0: the target's", min=0)
     min_keep: float = option(0.25, "Fraction of channels that every layer keeps at least", min=0.0, max=1.0)
     recover: bool = option(True, "Refit the remaining weights on the calibration images; needs no labels")
@@ -53,9 +56,9 @@ class Prune(Pass):
         plan, verdict, families = self._plan(model, ctx, cost, labels, families, feeds, skipped)
         if plan.keep.all():
             raise PassError("nothing could be pruned: " + _summary(skipped), _hint(families))
-        original = model.copy()
+        original, images = model.copy(), self._has_images(model, ctx)
         remove(model, labels, plan.keep)
-        recovery = recover(original, model, labels, plan.keep, ctx) if self._can_recover(model, ctx) else None
+        recovery = recover(original, model, labels, plan.keep, ctx) if self.recover and images else None
         after = ctx.analysis(CostAnalysis(), model)
         planned = _fraction(cost, labels, plan)
         if planned > self.macs + _TOLERANCE:
@@ -73,8 +76,9 @@ class Prune(Pass):
             }
         return PassResult(True, metrics, _once(skipped))
 
-    def _can_recover(self, model: Model, ctx: Context) -> bool:
-        return self.recover and len(model.inputs) == 1 and len(ctx.calibration) > 0
+    @staticmethod
+    def _has_images(model: Model, ctx: Context) -> bool:
+        return len(model.inputs) == 1 and len(ctx.calibration) > 0
 
     def _candidates(self, labels: Labels, multiple: int) -> tuple[tuple[Family, ...], list[Skipped]]:
         """Families that may lose channels, and those that the options leave alone."""
@@ -108,12 +112,11 @@ class Prune(Pass):
         skipped: list[Skipped],
     ) -> tuple[Plan, Verdict, tuple[Family, ...]]:
         """Allocate and prove; a family that breaks the proof is locked, reported, and planned without."""
-        scores = importance(model, labels, CRITERIA[self.importance])
+        curves = self._curves(model, ctx, cost, labels, families)
         # What labels do not follow (contractions inside unknown operators) stays as it is.
         target = self.macs * cost.macs - (cost.macs - labels.macs(labels.everything()))
-        multiple = self.multiple or ctx.target.channel_multiple
         while True:
-            plan = allocate(labels, families, scores, target, multiple, self.min_keep)
+            plan = allocate(labels, families, curves, target)
             if plan.keep.all():
                 return plan, Verdict(True, 0.0), families
             verdict = check(model, labels, plan.keep, feeds)
@@ -125,7 +128,25 @@ class Prune(Pass):
             skipped.append(
                 Skipped(culprit.name, _op(labels, culprit.name), f"removing its channels is not exact: {why}")
             )
-            families = tuple(f for f in families if f is not culprit)
+            kept = [k for k, f in enumerate(families) if f is not culprit]
+            families, curves = tuple(families[k] for k in kept), [curves[k] for k in kept]
+
+    def _curves(
+        self, model: Model, ctx: Context, cost: Cost, labels: Labels, families: tuple[Family, ...]
+    ) -> list[Curve]:
+        """What each family loses, by the chosen criterion; by the energy of weights where there are no images."""
+        multiple = self.multiple or ctx.target.channel_multiple
+        if self.importance != RECONSTRUCTION:
+            scores = importance(model, labels, CRITERIA[self.importance])
+            return by_scores(families, scores, multiple, self.min_keep)
+        scores = importance(model, labels, CRITERIA["l2"])
+        images = load_images(model, ctx, IMAGES) if self._has_images(model, ctx) else None
+        if images is None or not images.count:
+            ctx.progress.warn(
+                "prune: no images to reconstruct outputs on; channels are ranked by the energy of weights"
+            )
+            return by_scores(families, scores, multiple, self.min_keep)
+        return by_reconstruction(model, labels, families, scores, multiple, self.min_keep, images, cost.macs, ctx)
 
     def _culprit(
         self, model: Model, labels: Labels, plan: Plan, families: tuple[Family, ...], feeds: list[dict[str, np.ndarray]]

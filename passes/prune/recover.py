@@ -17,12 +17,13 @@ import onnx_graphsurgeon as gs
 from graphopt.analysis.labels import Labels
 from graphopt.ir import Model
 from graphopt.ir.view import node_view
-from graphopt.passes.prune.ridge import Moments, fit
+from graphopt.passes.prune.residual import residual
+from graphopt.passes.prune.ridge import Rows, fit
 from graphopt.passes.prune.running import BATCH, Network, load_images
 from graphopt.passes.prune.sampling import Sampler, sampler_of
 from graphopt.pipeline import Context
 
-_IMAGES = 512
+IMAGES = 1024
 _ROWS = 12288  # sampled positions per layer over all images
 _STORED = 256 << 20  # bytes of original outputs held at a time
 
@@ -46,6 +47,7 @@ class _Consumer:
     target: str
     skip: str | None
     kept: np.ndarray | None
+    rectified: bool
 
 
 def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, ctx: Context) -> Recovery:
@@ -54,7 +56,7 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, ct
     A refit that does not lower the error on images that it was not fitted to is dropped.
     """
     consumers = _consumers(pruned, labels, keep)
-    images = load_images(pruned, ctx, _IMAGES)
+    images = load_images(pruned, ctx, IMAGES)
     if not consumers or not images.count:
         return Recovery(0, images.count, 0.0, 0.0)
     before, after = Network(original, images, ctx.threads), Network(pruned, images, ctx.threads)
@@ -83,24 +85,18 @@ def _consumers(pruned: Model, labels: Labels, keep: np.ndarray) -> list[_Consume
         if sampler is None:
             continue
         out = nodes[index].outputs[0]
-        target, skip = _residual(pruned, out, index, made_by)
+        target, skip = residual(pruned, out, index, made_by)
         axes = labels.tensors.get(target, [])
         at = sampler.channel_axis if sampler.channel_axis >= 0 else len(axes) - 1
         groups = axes[at] if axes else None
         kept = None if groups is None or keep[groups].all() else keep[groups]
-        found.append(_Consumer(index, sampler, target, skip, kept))
+        found.append(_Consumer(index, sampler, target, skip, kept, _rectified(nodes[made_by[target]].outputs[0])))
     return found
 
 
-def _residual(model: Model, out: gs.Tensor, index: int, made_by: dict[str, int]) -> tuple[str, str | None]:
-    """Target tensor, and what to subtract from it: the sum of a residual block and its finished branch."""
-    users = out.outputs
-    if len(users) == 1 and users[0].op == "Add" and not model.is_output(out):
-        other = next((t for t in users[0].inputs if t is not out), None)
-        ready = other is not None and made_by.get(other.name, index) < index
-        if ready and other is not None and other.shape is not None and other.shape == out.shape:
-            return users[0].outputs[0].name, other.name
-    return out.name, None
+def _rectified(tensor: gs.Tensor) -> bool:
+    """Whether nothing but ReLUs reads a tensor, to which all that is negative is alike."""
+    return bool(tensor.outputs) and all(n.op == "Relu" for n in tensor.outputs)
 
 
 def _targets(network: Network, consumers: list[_Consumer], ctx: Context) -> Iterator[list[np.ndarray]]:
@@ -149,15 +145,18 @@ def _refit(network: Network, consumer: _Consumer, targets: list[np.ndarray], ctx
     node, sampler = network.model.graph.nodes[consumer.index], consumer.sampler
     weight, bias = sampler.read(node)
     name, per_image = node.inputs[0].name, _per_image(network)
-    half = (Moments(weight.shape), Moments(weight.shape))
+    halves: tuple[list[Rows], list[Rows]] = ([], [])  # of even batches, and of odd ones
     names = [name, *([consumer.skip] if consumer.skip else [])]
     for number, values in enumerate(network.tensors(names, keep=True)):
         x = sampler.inputs(node, values[name], _rng(ctx, consumer, number), per_image)
-        y = targets[number]
+        y, floor = targets[number], np.zeros_like(targets[number])
         if consumer.skip:
-            y = y - sampler.outputs(values[consumer.skip], _rng(ctx, consumer, number), per_image)
-        half[number % 2].add(x, y)
-    before, after, solution = fit(half[0], half[1], weight, bias, intercept=sampler.can_bias(node))
+            skip = sampler.outputs(values[consumer.skip], _rng(ctx, consumer, number), per_image)
+            y, floor = y - skip, -skip
+        shape = (len(y), weight.shape[0], -1)
+        halves[number % 2].append(Rows(x, y.reshape(shape), floor.reshape(shape) if consumer.rectified else None))
+    one, two = (Rows.join(half) for half in halves)
+    before, after, solution = fit(one, two, weight, bias, intercept=sampler.can_bias(node))
     if solution is not None:
         sampler.write(network.model, node, *solution)
     return before, after

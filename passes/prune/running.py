@@ -26,6 +26,11 @@ class Images:
     def count(self) -> int:
         return sum(len(b) for b in self.batches)
 
+    def first(self, count: int) -> Images:
+        """The first whole batches that hold ``count`` images, or all."""
+        sizes = np.cumsum([len(b) for b in self.batches])
+        return Images(self.batches[: int(np.searchsorted(sizes, count)) + 1])
+
 
 def load_images(model: Model, ctx: Context, limit: int) -> Images:
     """At most ``limit`` images, and no more than fit in memory; whole batches where the model fixes their size."""

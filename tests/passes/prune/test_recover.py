@@ -11,7 +11,7 @@ from graphopt import Context, Model
 from graphopt.analysis.labels import propagate
 from graphopt.passes.prune import Prune
 from graphopt.passes.prune.recover import recover
-from graphopt.passes.prune.ridge import Moments, fit
+from graphopt.passes.prune.ridge import Moments, Rows, fit
 from graphopt.passes.prune.running import Network, load_images
 from graphopt.passes.prune.sampling import sampler_of
 from graphopt.passes.prune.surgery import remove
@@ -59,10 +59,7 @@ def test_exact_solutions_are_found(intercept):
     halves = []
     for _ in range(2):
         x = rng.standard_normal((400, 2, 6))
-        moments = Moments((2, 6, 3))
-        for rows in np.split(x, 4):  # streamed in pieces
-            moments.add(rows, (np.einsum("ngi,gio->ngo", rows, weight) + bias).reshape(len(rows), -1))
-        halves.append(moments)
+        halves.append(Rows(x, np.einsum("ngi,gio->ngo", x, weight) + bias, None))
     before, after, found = fit(*halves, np.zeros_like(weight), np.zeros_like(bias), intercept)
     assert found is not None and after < 1e-4 < before
     np.testing.assert_allclose(found[0], weight, atol=1e-2)
@@ -73,15 +70,40 @@ def test_noise_is_not_fitted():
     rng = np.random.default_rng(0)
     halves = []
     for _ in range(2):
-        moments = Moments((1, 50, 2))
-        moments.add(rng.standard_normal((60, 1, 50)), rng.standard_normal((60, 2)))
-        halves.append(moments)
+        halves.append(Rows(rng.standard_normal((60, 1, 50)), rng.standard_normal((60, 1, 2)), None))
     before, after, _ = fit(*halves, np.zeros((1, 50, 2)), np.zeros((1, 2)), True)
     assert after <= before
 
 
+def test_moments_of_pieces_add_up_to_those_of_the_whole():
+    x, y = np.random.default_rng(0).standard_normal((2, 40, 2, 6))
+    whole, halves = Moments.empty((2, 6, 6)), [Moments.empty((2, 6, 6)) for _ in range(2)]
+    whole.add(x, y.reshape(40, -1))
+    for half, rows in zip(halves, (slice(0, 25), slice(25, 40)), strict=True):
+        half.add(x[rows], y[rows].reshape(-1, 12))
+    for name in ("rows", "x", "y", "xx", "xy", "yy"):
+        np.testing.assert_allclose(getattr(halves[0] + halves[1], name), getattr(whole, name), rtol=1e-4, atol=1e-4)
+
+
+def test_what_an_activation_hides_is_not_fitted():
+    """Below the floor the targets are noise, which a fit that knows the floor has no use for."""
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((1, 4, 2)), np.full((1, 2), -0.2)
+    halves = []
+    for _ in range(2):
+        x = rng.standard_normal((3000, 1, 4)).astype(np.float32)
+        y = np.einsum("ngi,gio->ngo", x, weight) + bias
+        y = np.where(y < 0, -3 * np.abs(rng.standard_normal(y.shape)), y).astype(np.float32)
+        halves.append(Rows(x, y, np.zeros_like(y)))
+    start = np.zeros_like(weight), np.zeros_like(bias)
+    plain = fit(*(Rows(r.x, r.y, None) for r in halves), *start, True)[2]
+    _, after, found = fit(*halves, *start, True)
+    assert plain is not None and found is not None
+    assert after < 0.25 * halves[1].error(*plain)
+
+
 def test_no_rows_no_fit():
-    assert fit(Moments((1, 2, 2)), Moments((1, 2, 2)), np.zeros((1, 2, 2)), np.zeros((1, 2)), True)[2] is None
+    assert fit(None, None, np.zeros((1, 2, 2)), np.zeros((1, 2)), True)[2] is None
 
 
 def test_sampled_rows_reproduce_the_layer(context):

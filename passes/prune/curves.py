@@ -1,0 +1,159 @@
+"""What each family loses at each number of channels that it may keep: what allocation weighs against MACs saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphopt.analysis.labels import Family, Labels
+from graphopt.ir import Model
+from graphopt.passes.prune.proof import masked
+from graphopt.passes.prune.reconstruction import Elimination, eliminate
+from graphopt.passes.prune.running import Images, Network
+from graphopt.passes.prune.statistics import Reader, readers
+from graphopt.pipeline import Context
+
+_PROBES = 3  # counts of a family at which its effect on the model's outputs is measured
+_PROBE_MACS = 12e9  # of one such measurement, roughly: bounds the images that it takes
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The counts that one family may keep, from all of it downwards, and what is lost at each.
+
+    ``order``: its groups, the first to go first.
+    """
+
+    order: np.ndarray
+    kept: np.ndarray
+    lost: np.ndarray
+
+
+def allowed(size: int, multiple: int, min_keep: float) -> np.ndarray:
+    """Counts that a family of ``size`` groups may keep, from all downwards: multiples, and no fewer than the floor."""
+    floor = max(1, int(np.ceil(min_keep * size)))
+    return np.array([size, *(k for k in range((size - 1) // multiple * multiple, 0, -multiple) if k >= floor)])
+
+
+def by_scores(families: Sequence[Family], scores: np.ndarray, multiple: int, min_keep: float) -> list[Curve]:
+    """Curves from a score [groups] of each group."""
+    found = []
+    for family in families:
+        order = family.groups[np.argsort(scores[family.groups], kind="stable")]
+        kept = allowed(order.size, multiple, min_keep)
+        total = np.concatenate([[0.0], np.cumsum(scores[order])])
+        whole = max(float(total[-1]), 1e-30)
+        # The loss of a layer that keeps a share s of its importance is -log(s): attenuations multiply along the
+        # network, and taking the second half of a layer costs more than taking the first.
+        share = np.clip(1.0 - total[order.size - kept] / whole, 1e-12, 1.0)
+        found.append(Curve(order, kept, -np.log(share) * whole))
+    return found
+
+
+def by_reconstruction(
+    model: Model,
+    labels: Labels,
+    families: Sequence[Family],
+    scores: np.ndarray,
+    multiple: int,
+    min_keep: float,
+    images: Images,
+    macs: int,
+    ctx: Context,
+) -> list[Curve]:
+    """Curves from what layers can make up for, scaled by what is measured at the model's outputs.
+
+    ``scores`` [groups] rank the channels that no layer with constant weights reads (those of attention, say).
+    """
+    found = list(readers(model, labels, tuple(families), Network(model, images, ctx.threads), ctx))
+    reading: dict[int, list[Reader]] = {}
+    for reader in found:
+        for group in np.unique(reader.columns):
+            reading.setdefault(int(group), []).append(reader)
+    few = images.first(int(np.clip(_PROBE_MACS / max(1, macs), 24, 256)))
+    outputs = _Outputs(model, few, ctx)
+    fallback = by_scores(families, scores, multiple, min_keep)
+    curves = []
+    for family, plain in ctx.progress.track(list(zip(families, fallback, strict=True)), "measuring channels"):
+        kept = plain.kept
+        gone = family.groups.size - kept
+        at = sorted(
+            {int(k) for k in gone[1:][np.linspace(0, gone.size - 2, _PROBES).round().astype(int)]}
+            if gone.size > 1
+            else set()
+        )
+        mine = reading.get(int(family.groups[0]), [])
+        if mine:
+            path = eliminate(family, mine, int(kept[-1]), at)
+            error = path.error[gone]
+            measured = [outputs.distance(_with_weights(model, mine, path, k)) for k in at]
+            curves.append(Curve(path.order, kept, _scaled(gone, error, at, path.error[at], measured)))
+        else:
+            measured = [outputs.distance(masked(model, labels, _without(labels, plain.order[:k]))) for k in at]
+            curves.append(
+                Curve(plain.order, kept, _scaled(gone, plain.lost, at, np.interp(at, gone, plain.lost), measured))
+            )
+    return curves
+
+
+def _without(labels: Labels, gone: np.ndarray) -> np.ndarray:
+    keep = labels.everything()
+    keep[gone] = False
+    return keep
+
+
+def _with_weights(model: Model, mine: list[Reader], path: Elimination, gone: int) -> Model:
+    """The model in which a family's readers ignore its first ``gone`` channels and make up for them."""
+    twin = model.copy()
+    with twin.edit() as graph:
+        for reader, weight in zip(mine, path.weights[gone], strict=True):
+            node = graph.nodes[reader.node]
+            missing = reader.weight - weight
+            bias = reader.bias + (np.einsum("gi,gio->go", reader.mean, missing) if reader.sampler.can_bias(node) else 0)
+            reader.sampler.write(twin, node, weight, bias)
+    return twin
+
+
+def _scaled(gone: np.ndarray, error: np.ndarray, at: list[int], there: np.ndarray, measured: list[float]) -> np.ndarray:
+    """Error of a layer, times what it was found to do to the outputs: the factor is interpolated between counts."""
+    if not at:
+        return error
+    factor = np.log(np.maximum(measured, 1e-9) / np.maximum(there, 1e-12))
+    lost: np.ndarray = error * np.exp(np.interp(gone, at, factor))
+    return np.maximum.accumulate(lost)
+
+
+class _Outputs:
+    """The model's outputs on some images, to compare those of changed copies with."""
+
+    def __init__(self, model: Model, images: Images, ctx: Context) -> None:
+        self.images, self.threads = images, ctx.threads
+        self.names = [t.name for t in model.outputs]
+        self.before = self._of(model)
+
+    def _of(self, model: Model) -> list[np.ndarray]:
+        found = list(Network(model, self.images, self.threads).tensors(self.names))
+        return [np.concatenate([values[n] for values in found]).astype(np.float64) for n in self.names]
+
+    def distance(self, model: Model) -> float:
+        """How far the outputs have moved, summed over outputs."""
+        return sum(divergence(a, b) for a, b in zip(self.before, self._of(model), strict=True))
+
+
+def divergence(before: np.ndarray, after: np.ndarray) -> float:
+    """Mean Kullback-Leibler divergence of class probabilities [images, classes]; of any other output, the squared
+    error relative to its variance."""
+    if before.ndim == 2 and before.shape[1] > 1:
+        p, q = _log_probabilities(before), _log_probabilities(after)
+        return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+    return float(((after - before) ** 2).mean() / max(float(before.var()), 1e-12))
+
+
+def _log_probabilities(values: np.ndarray) -> np.ndarray:
+    if values.min() >= 0 and np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
+        return np.log(np.maximum(values, 1e-9))
+    shifted = values - values.max(axis=1, keepdims=True)
+    result: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
