@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,12 @@ import numpy as np
 from graphopt.analysis.labels import Family, Labels
 from graphopt.passes.prune.curves import Curve
 
-# The search ends once the plan is this close to the target, as a fraction of the model's MACs.
+# MACs may end this far above and below the target, as fractions of the model's: in between, losing less is worth more.
 _CLOSE = 0.004
+_BELOW = 0.012
+_EXCHANGES = 64  # at most; fewer where there are many families, as each looks at all pairs
+_REACH = 6  # steps of a family in one exchange
+_LEAST = 1e-12  # that an exchange must gain
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,14 @@ def allocate(
     """Choose what to keep so that the contractions' MACs come close to ``target`` (MACs at batch 1).
 
     Greedy: the next block is always the one that loses the least importance per MAC saved. The last block
-    overshoots, so single steps and exchanges of two steps then move towards the target. ``curves``: what each family
-    may keep, and what it loses. Ties go to the family that comes first in the graph.
+    overshoots, and greed is short-sighted: exchanges of steps then come close to the target and lose less there.
+    ``curves``: what each family may keep, and what it loses. Ties go to the family that comes first in the graph.
     """
     model = MacsModel(labels, families)
     level = np.zeros(len(families), dtype=np.int64)
     if families:
         _descend(model, curves, level, target)
-        _approach(model, curves, level, target)
+        _improve(model, curves, level, target)
     keep = labels.everything()
     for step, at in zip(curves, level, strict=True):
         keep[step.order[: step.order.size - step.kept[at]]] = False
@@ -109,42 +114,39 @@ def _descend(model: MacsModel, curves: Sequence[Curve], level: np.ndarray, targe
         level[at[int(np.argmin(lost / saved))]] += 1
 
 
-def _approach(model: MacsModel, curves: Sequence[Curve], level: np.ndarray, target: float) -> None:
-    """Single steps and pairs (one family down, another up), whichever comes closest, until close enough."""
-    total = float(model(np.array([[s.kept[0] for s in curves]]))[0])
-    for _ in range(64):
-        counts = _counts(curves, level)
-        gap = abs(float(model(counts[None])[0]) - target)
-        if gap <= _CLOSE * total:
-            return
-        down, down_change, _ = _moves(curves, level, 1)
-        up, up_change, _ = _moves(curves, level, -1)
-        best: tuple[float, list[tuple[int, int]]] = (gap, [])
-        moves = [(f, c, 1) for f, c in zip(down, down_change, strict=True)]
-        moves += [(f, c, -1) for f, c in zip(up, up_change, strict=True)]
-        for first, change, by in [(-1, 0, 0), *moves]:
-            if by == 1:
-                second, second_change, second_by = up, up_change, -1
-            elif by == -1:
-                continue  # pairs are tried from the family that goes down
-            else:
-                second = np.array([m[0] for m in moves], dtype=np.int64)
-                second_change = np.array([m[1] for m in moves], dtype=np.int64)
-                second_by = 0
-            if not second.size:
+def _improve(model: MacsModel, curves: Sequence[Curve], level: np.ndarray, target: float) -> None:
+    """Exchange steps until none helps: first to come close to the target, then to lose less there.
+
+    A move is one step of one family, alone or against some steps of another in the other direction.
+    """
+    total = float(model(np.array([[c.kept[0] for c in curves]]))[0])
+
+    def excess(macs: np.ndarray) -> np.ndarray:
+        """How far MACs are outside the band around the target, in millionths of the model's."""
+        far = np.maximum(macs - target - _CLOSE * total, target - _BELOW * total - macs)
+        result: np.ndarray = np.maximum(far / total * 1e6, 0.0).round()
+        return result
+
+    here = (float(excess(model(_counts(curves, level)[None]))[0]), -_LEAST)
+    for _ in range(min(_EXCHANGES, max(8, 4 * _EXCHANGES**2 // max(1, len(curves)) ** 2))):
+        best, change = here, np.zeros_like(level)
+        for f, by in itertools.product(range(len(curves)), (1, -1)):
+            if not 0 <= level[f] + by < curves[f].kept.size:
                 continue
-            trial = np.repeat(counts[None], second.size, axis=0)
-            if by:
-                trial[:, first] += change
-            trial[np.arange(second.size), second] += second_change
-            gaps = np.abs(model(trial) - target)
-            if by:
-                gaps[second == first] = np.inf
-            j = int(np.argmin(gaps))
-            if gaps[j] < best[0] - 1e-9:
-                one = [(int(first), by)] if by else []
-                best = (float(gaps[j]), [*one, (int(second[j]), second_by or moves[j][2])])
-        if not best[1]:
+            moves = [np.where(np.arange(len(curves)) == f, by, 0)]
+            for g, steps in itertools.product(range(len(curves)), range(1, _REACH + 1)):
+                if g != f and 0 <= level[g] - by * steps < curves[g].kept.size:
+                    move = moves[0].copy()
+                    move[g] = -by * steps
+                    moves.append(move)
+            trial = level + np.array(moves)
+            counts = np.stack([c.kept[trial[:, k]] for k, c in enumerate(curves)], axis=1)
+            lost = sum(c.lost[trial[:, k]] - c.lost[level[k]] for k, c in enumerate(curves))
+            far = excess(model(counts))
+            j = int(np.lexsort((lost, far))[0])
+            if (float(far[j]), float(lost[j])) < best:
+                best, change = (float(far[j]), float(lost[j])), moves[j]
+        if not change.any():
             return
-        for f, by in best[1]:
-            level[f] += by
+        level += change
+        here = (best[0], -_LEAST)

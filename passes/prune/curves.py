@@ -15,7 +15,7 @@ from graphopt.passes.prune.running import Images, Network
 from graphopt.passes.prune.statistics import Reader, readers
 from graphopt.pipeline import Context
 
-_PROBES = 3  # counts of a family at which its effect on the model's outputs is measured
+_PROBES = 4  # counts of a family at which its effect on the model's outputs is measured
 _PROBE_MACS = 12e9  # of one such measurement, roughly: bounds the images that it takes
 
 
@@ -67,12 +67,14 @@ def by_reconstruction(
 
     ``scores`` [groups] rank the channels that no layer with constant weights reads (those of attention, say).
     """
-    found = list(readers(model, labels, tuple(families), Network(model, images, ctx.threads), ctx))
+    # What layers make up on the images of the statistics says little of others: the effect is measured on those.
+    seen, unseen = images.halves()
+    found = list(readers(model, labels, tuple(families), Network(model, seen, ctx.threads), ctx))
     reading: dict[int, list[Reader]] = {}
     for reader in found:
         for group in np.unique(reader.columns):
             reading.setdefault(int(group), []).append(reader)
-    few = images.first(int(np.clip(_PROBE_MACS / max(1, macs), 24, 256)))
+    few = unseen.first(int(np.clip(_PROBE_MACS / max(1, macs), 24, 256)))
     outputs = _Outputs(model, few, ctx)
     fallback = by_scores(families, scores, multiple, min_keep)
     curves = []
@@ -89,12 +91,10 @@ def by_reconstruction(
             path = eliminate(family, mine, int(kept[-1]), at)
             error = path.error[gone]
             measured = [outputs.distance(_with_weights(model, mine, path, k)) for k in at]
-            curves.append(Curve(path.order, kept, _scaled(gone, error, at, path.error[at], measured)))
+            curves.append(Curve(path.order, kept, _scaled(error, path.error[at], measured)))
         else:
             measured = [outputs.distance(masked(model, labels, _without(labels, plain.order[:k]))) for k in at]
-            curves.append(
-                Curve(plain.order, kept, _scaled(gone, plain.lost, at, np.interp(at, gone, plain.lost), measured))
-            )
+            curves.append(Curve(plain.order, kept, _scaled(plain.lost, np.interp(at, gone, plain.lost), measured)))
     return curves
 
 
@@ -116,13 +116,10 @@ def _with_weights(model: Model, mine: list[Reader], path: Elimination, gone: int
     return twin
 
 
-def _scaled(gone: np.ndarray, error: np.ndarray, at: list[int], there: np.ndarray, measured: list[float]) -> np.ndarray:
-    """Error of a layer, times what it was found to do to the outputs: the factor is interpolated between counts."""
-    if not at:
-        return error
-    factor = np.log(np.maximum(measured, 1e-9) / np.maximum(there, 1e-12))
-    lost: np.ndarray = error * np.exp(np.interp(gone, at, factor))
-    return np.maximum.accumulate(lost)
+def _scaled(error: np.ndarray, there: np.ndarray, measured: list[float]) -> np.ndarray:
+    """What errors of a layer do to the outputs, in between the errors ``there`` for which it was measured."""
+    lost: np.ndarray = np.interp(error, [0.0, *there], np.maximum.accumulate([0.0, *measured]))
+    return lost
 
 
 class _Outputs:

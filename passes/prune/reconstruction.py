@@ -15,7 +15,9 @@ import numpy as np
 from graphopt.analysis.labels import Family
 from graphopt.passes.prune.statistics import Reader
 
-_RIDGE = 1e-3  # of the mean variance of the inputs
+# The ridge, as a fraction of the mean variance of the inputs: at least, and for as many rows as inputs. With few rows
+# anything can be predicted, which does not hold for the next image.
+_RIDGE, _SCARCE = 1e-3, 0.1
 _ROUNDS = 96  # at most; larger families lose several channels at a time
 
 
@@ -38,7 +40,8 @@ class _Layer:
     def __init__(self, reader: Reader, groups: np.ndarray) -> None:
         inputs = reader.gram.shape[1]
         scale = np.trace(reader.gram, axis1=1, axis2=2)[:, None, None] / inputs
-        self.inverse = np.linalg.inv(reader.gram + (_RIDGE * scale + 1e-12) * np.eye(inputs))
+        ridge = max(_RIDGE, _SCARCE * inputs / reader.rows)
+        self.inverse = np.linalg.inv(reader.gram + (ridge * scale + 1e-12) * np.eye(inputs))
         self.weight = reader.weight.copy()
         self.factor = 1.0 / reader.variance
         by_group = np.argsort(reader.columns, kind="stable")

@@ -31,6 +31,11 @@ class Images:
         sizes = np.cumsum([len(b) for b in self.batches])
         return Images(self.batches[: int(np.searchsorted(sizes, count)) + 1])
 
+    def halves(self) -> tuple[Images, Images]:
+        """Two sets that share no image, the first no smaller; of a single batch, twice the same."""
+        half = (len(self.batches) + 1) // 2
+        return Images(self.batches[:half]), Images(self.batches[half:] or self.batches)
+
 
 def load_images(model: Model, ctx: Context, limit: int) -> Images:
     """At most ``limit`` images, and no more than fit in memory; whole batches where the model fixes their size."""

