@@ -83,7 +83,8 @@ class PassManager:
 
     def _run_one(self, step: Pass, model: Model, ctx: Context, keep: bool = True) -> Record:
         """Run one pass and append its record, unless it changed nothing and need not be kept."""
-        if not step.counts_changes:
+        believed = step.counts_changes and step.kind is Kind.EXACT  # until _check_idle, which replays exact passes
+        if not believed:
             self._check_idle(model, ctx)
         if step.kind is Kind.LOSSY:
             self._check_exact(model, ctx)
@@ -105,7 +106,7 @@ class PassManager:
                 raise  # said on purpose, to the user
             raise self._failure(index, step, self._exact.replay(ctx)[-1], error) from error
         self._state = after
-        if not step.counts_changes:
+        if not believed:
             self._check_idle(model, ctx)
         delta = {key: value - before.size[key] for key, value in after.size.items()}
         record = Record(
@@ -153,16 +154,16 @@ class PassManager:
         claimed, self._idle = self._idle, []
         if not claimed or self._state is None or model.fingerprint() == self._state.mark:
             return
-        culprit = claimed[-1]
-        if len(claimed) > 1:
-            twin = self._exact.replay(ctx)[-1].copy()
-            mark = twin.fingerprint()
-            for culprit in claimed:
-                culprit.run(twin, ctx)
-                if twin.fingerprint() != mark:
-                    break
+        start = self._exact.replay(ctx)[-1]
+        culprit, twin = claimed[-1], start.copy()
+        mark = twin.fingerprint()
+        for step in claimed[:-1]:
+            step.run(twin, ctx)
+            if twin.fingerprint() != mark:
+                culprit = step
+                break
         error = ContractError(f"the pass {culprit.name!r} changed the model and says that it did not")
-        raise self._failure(self._ran - 1, culprit, self._exact.replay(ctx)[-1], error) from error
+        raise self._failure(self._ran - 1, culprit, start, error) from error
 
     def _failure(self, index: int, step: Pass, start: Model, error: Exception) -> PassError:
         notes = [note for hook in self.hooks if (note := hook.failed(index, step, start, error))]

@@ -283,6 +283,15 @@ def test_a_rule_that_changes_a_node_without_saying_so_is_found_among_others() ->
         PassManager([Pipeline("group", passes)]).run(model, context(model))
 
 
+def test_a_lossy_rewriting_pass_is_not_taken_at_its_word() -> None:
+    class Lossy(type(rewriting("guilty", True))):  # type: ignore[misc]
+        kind = Kind.LOSSY
+
+    model = Model.from_text(TEXT)
+    with pytest.raises(ContractError, match="'guilty' changed the model and says that it did not"):
+        PassManager([Lossy(), rewriting("last", False)]).run(model, context(model))
+
+
 def test_a_rewriting_pass_with_a_run_of_its_own_is_not_taken_at_its_word() -> None:
     class Own(type(rewriting("own", False))):  # type: ignore[misc]
         def run(self, model: Model, ctx: Context) -> PassResult:
