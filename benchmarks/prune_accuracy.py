@@ -16,29 +16,30 @@ from pathlib import Path
 from quantize_peers import CASES, Case, images
 
 from graphopt import Context, load
+from graphopt.data.loader import Batches
 from graphopt.pipeline import Registry
 from graphopt.pipeline.manager import PassManager
 from graphopt.runtime.evaluate import evaluate
+from graphopt.runtime.session import ModelSource
 from graphopt.runtime.target import get_target
 
 
-def row(case: Case, models: Path, data: Path, spec: str, count: int) -> str:
-    """One line of the table: the model pruned as ``spec`` says."""
-    calibration, test = (
-        images(case, models, data, "calibration", count),
-        images(case, models, data, "evaluation", None),
-    )
+def pruned(case: Case, models: Path, data: Path, spec: str, count: int, test: Batches) -> str:
+    """The cells of one line: the model pruned as ``spec`` says, its MACs, top-1, and the seconds it took."""
     model = load(models / case.model)
-    before = evaluate(models / case.model, test, threads=2).top1
+    calibration = images(case, models, data, "calibration", count)
     manager = PassManager(Registry().build(spec))
     began = time.perf_counter()
     manager.run(model, Context(get_target("ort-cpu"), calibration, model.copy()))
     seconds = time.perf_counter() - began
-    after = evaluate(model.to_bytes(), test, threads=2).top1
-    assert before is not None and after is not None  # the folders are labelled
     macs = manager.records[-1].metrics["macs_realised"]
-    name = case.model.removesuffix(".onnx")
-    return f"| {name} | `{spec}` | {macs:.3f} | {100 * before:.2f} | {100 * after:.2f} | {seconds:.0f} |"
+    return f"`{spec}` | {macs:.3f} | {percent(model.to_bytes(), test)} | {seconds:.0f}"
+
+
+def percent(model: ModelSource, test: Batches) -> str:
+    top1 = evaluate(model, test, threads=2).top1
+    assert top1 is not None  # the folders are labelled
+    return f"{100 * top1:.2f}"
 
 
 def main() -> None:
@@ -51,14 +52,17 @@ def main() -> None:
     parser.add_argument("--importance", default="reconstruction,l2")
     parser.add_argument("--images", type=int, default=1024)
     args = parser.parse_args()
-    print("| model | passes | MACs | top-1 before | top-1 after | s |\n| --- | --- | ---: | ---: | ---: | ---: |")
+    print("| model | before | passes | MACs | top-1 | s |\n| --- | ---: | --- | ---: | ---: | ---: |")
     for case in CASES:
         if case.model.startswith("vit") or (args.only and not case.model.startswith(tuple(args.only))):
             continue
+        test = images(case, args.models, args.data, "evaluation", None)
+        before = percent(args.models / case.model, test)
         for macs in args.macs.split(","):
             for criterion in args.importance.split(","):
                 options = ",".join(filter(None, [f"macs={macs}", f"importance={criterion}", args.options]))
-                print(row(case, args.models, args.data, f"prune{{{options}}}", args.images), flush=True)
+                cells = pruned(case, args.models, args.data, f"prune{{{options}}}", args.images, test)
+                print(f"| {case.model.removesuffix('.onnx')} | {before} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import overload
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -19,6 +20,8 @@ from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from graphopt.errors import ModelError
 from graphopt.ir.values import StoredSparse, StoredValues, StubValues, is_sparse, nbytes
 from graphopt.ir.view import all_graphs, tensors
+
+Body = onnx.GraphProto | onnx.FunctionProto
 
 _READABLE = {
     AttributeProto.FLOAT,
@@ -68,9 +71,13 @@ class EmptyList(list):  # type: ignore[type-arg]
         return EmptyList(self.kind)
 
 
-def walk_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph proto and, depth first, its subgraphs. Iterative: nesting depth is the file's choice."""
-    stack = [graph]
+@overload
+def walk_graphs(top: onnx.GraphProto) -> Iterator[onnx.GraphProto]: ...
+@overload
+def walk_graphs(top: Body) -> Iterator[Body]: ...
+def walk_graphs(top: Body) -> Iterator[Body]:
+    """A graph or function proto and, depth first, its subgraphs. Iterative: nesting depth is the file's choice."""
+    stack: list[Body] = [top]
     while stack:
         current = stack.pop()
         yield current
@@ -78,8 +85,7 @@ def walk_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
             for attr in node.attribute:
                 if attr.type == AttributeProto.GRAPH:
                     stack.append(attr.g)
-                elif attr.type == AttributeProto.GRAPHS:
-                    stack.extend(attr.graphs)
+                stack.extend(attr.graphs)
 
 
 def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, Header]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import networkx as nx
 import onnx
-from onnx import AttributeProto
 
 from graphopt.errors import ModelError
+from graphopt.ir.convert import Body, walk_graphs
 
 Key = tuple[str, str, str]  # domain, name, overload
 MAIN: Key = ("", "", "")
-Body = onnx.GraphProto | onnx.FunctionProto
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def read_calls(proto: onnx.ModelProto) -> Calls:
     written: dict[Key, int] = {}
     calls: dict[Key, list[Key]] = {}
     for key, top in bodies.items():
-        nodes = [n for body in with_subgraphs(top) for n in body.node]
+        nodes = [n for body in walk_graphs(top) for n in body.node]
         written[key] = len(nodes)
         calls[key] = [k for n in nodes if (k := (n.domain, n.op_type, n.overload)) in bodies and k != MAIN]
     graph = nx.DiGraph([(a, b) for a, called in calls.items() for b in called])
@@ -52,16 +51,3 @@ def read_calls(proto: onnx.ModelProto) -> Calls:
             "export the model without functions",
         ) from None
     return Calls(written, calls, order)
-
-
-def with_subgraphs(top: Body) -> Iterator[Body]:
-    """A graph or function, and the graphs in its nodes. Iterative: nesting depth is the file's choice."""
-    stack: list[Body] = [top]
-    while stack:
-        body = stack.pop()
-        yield body
-        for node in body.node:
-            for attr in node.attribute:
-                if attr.type == AttributeProto.GRAPH:
-                    stack.append(attr.g)
-                stack.extend(attr.graphs)

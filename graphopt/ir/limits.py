@@ -11,7 +11,8 @@ import onnx
 from onnx import TensorProto
 
 from graphopt.errors import ModelError
-from graphopt.ir.functions import MAIN, read_calls, with_subgraphs
+from graphopt.ir.convert import walk_graphs
+from graphopt.ir.functions import MAIN, read_calls
 from graphopt.ir.values import PACKED_BITS, data_bytes
 
 MOST_DIMENSIONS = 32  # of a tensor; what every numpy holds
@@ -30,7 +31,7 @@ def check_claims(proto: onnx.ModelProto) -> None:
 
     Raises ModelError naming the tensor or function.
     """
-    for body in (b for top in (proto.graph, *proto.functions) for b in with_subgraphs(top)):
+    for body in (b for top in (proto.graph, *proto.functions) for b in walk_graphs(top)):
         if isinstance(body, onnx.GraphProto):
             for tensor in body.initializer:
                 _check_tensor(tensor)

@@ -105,9 +105,22 @@ class Pass(ABC):
         """Change ``model`` (inside ``with model.edit()``) and say what was done."""
 
     @classmethod
+    @functools.cache
     def options(cls) -> tuple[OptionInfo, ...]:
         """The options, in the order in which they are declared."""
-        return _options(cls)
+        hints = typing.get_type_hints(cls)
+        return tuple(
+            OptionInfo(
+                f.name,
+                hints[f.name],
+                f.default if f.default_factory is dataclasses.MISSING else f.default_factory(),
+                f.metadata.get("help", ""),
+                f.metadata.get("min"),
+                f.metadata.get("max"),
+                f.metadata.get("choices"),
+            )
+            for f in dataclasses.fields(cls)
+        )
 
     @classmethod
     def from_options(cls, options: dict[str, Any]) -> Pass:
@@ -135,23 +148,6 @@ class Pass(ABC):
         text = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
         written = text and not text.startswith(f"{cls.__name__}(")  # else it is the signature, put there by dataclass
         return text.partition(". ")[0].rstrip(".") + "." if written else ""
-
-
-@functools.cache
-def _options(cls: type[Pass]) -> tuple[OptionInfo, ...]:
-    hints = typing.get_type_hints(cls)
-    return tuple(
-        OptionInfo(
-            f.name,
-            hints[f.name],
-            f.default if f.default_factory is dataclasses.MISSING else f.default_factory(),
-            f.metadata.get("help", ""),
-            f.metadata.get("min"),
-            f.metadata.get("max"),
-            f.metadata.get("choices"),
-        )
-        for f in dataclasses.fields(cls)
-    )
 
 
 @dataclass(frozen=True)

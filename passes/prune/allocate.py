@@ -83,21 +83,21 @@ def allocate(
         _descend(model, curves, level, target)
         _improve(model, curves, level, target)
     keep = labels.everything()
-    for step, at in zip(curves, level, strict=True):
-        keep[step.order[: step.order.size - step.kept[at]]] = False
-    kept = tuple(int(s.kept[at]) for s, at in zip(curves, level, strict=True))
-    return Plan(keep, kept, labels.macs(keep))
+    kept = _counts(curves, level)
+    for curve, count in zip(curves, kept, strict=True):
+        keep[curve.order[: curve.order.size - count]] = False
+    return Plan(keep, tuple(kept.tolist()), labels.macs(keep))
 
 
 def _counts(curves: Sequence[Curve], level: np.ndarray) -> np.ndarray:
-    return np.array([s.kept[at] for s, at in zip(curves, level, strict=True)], dtype=np.int64)
+    return np.array([c.kept[at] for c, at in zip(curves, level, strict=True)], dtype=np.int64)
 
 
-def _moves(curves: Sequence[Curve], level: np.ndarray, by: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Families that can move one step down (by=1) or up (-1), their change of kept count, and importance lost."""
-    at = [f for f, s in enumerate(curves) if 0 <= level[f] + by < s.kept.size]
-    change = [int(curves[f].kept[level[f] + by] - curves[f].kept[level[f]]) for f in at]
-    lost = [float(curves[f].lost[level[f] + by] - curves[f].lost[level[f]]) for f in at]
+def _steps_down(curves: Sequence[Curve], level: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Families that can move one step down, their change of kept count, and importance lost."""
+    at = [f for f, c in enumerate(curves) if level[f] + 1 < c.kept.size]
+    change = [int(curves[f].kept[level[f] + 1] - curves[f].kept[level[f]]) for f in at]
+    lost = [float(curves[f].lost[level[f] + 1] - curves[f].lost[level[f]]) for f in at]
     return np.array(at, dtype=np.int64), np.array(change, dtype=np.int64), np.array(lost)
 
 
@@ -105,7 +105,7 @@ def _descend(model: MacsModel, curves: Sequence[Curve], level: np.ndarray, targe
     while True:
         counts = _counts(curves, level)
         macs = float(model(counts[None])[0])
-        at, change, lost = _moves(curves, level, 1)
+        at, change, lost = _steps_down(curves, level)
         if macs <= target or not at.size:
             return
         trial = np.repeat(counts[None], at.size, axis=0)
@@ -119,7 +119,7 @@ def _improve(model: MacsModel, curves: Sequence[Curve], level: np.ndarray, targe
 
     A move is one step of one family, alone or against some steps of another in the other direction.
     """
-    total = float(model(np.array([[c.kept[0] for c in curves]]))[0])
+    total = float(model(_counts(curves, np.zeros_like(level))[None])[0])
 
     def excess(macs: np.ndarray) -> np.ndarray:
         """How far MACs are outside the band around the target, in millionths of the model's."""

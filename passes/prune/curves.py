@@ -76,26 +76,28 @@ def by_reconstruction(
             reading.setdefault(int(group), []).append(reader)
     few = unseen.first(int(np.clip(_PROBE_MACS / max(1, macs), 24, 256)))
     outputs = _Outputs(model, few, ctx)
-    fallback = by_scores(families, scores, multiple, min_keep)
     curves = []
-    for family, plain in ctx.progress.track(list(zip(families, fallback, strict=True)), "measuring channels"):
-        kept = plain.kept
-        gone = family.groups.size - kept
-        at = sorted(
-            {int(k) for k in gone[1:][np.linspace(0, gone.size - 2, _PROBES).round().astype(int)]}
-            if gone.size > 1
-            else set()
-        )
+    for family in ctx.progress.track(families, "measuring channels"):
         mine = reading.get(int(family.groups[0]), [])
+        kept = allowed(family.groups.size, multiple, min_keep)
+        gone = family.groups.size - kept
+        at = _probed(gone)
         if mine:
             path = eliminate(family, mine, int(kept[-1]), at)
-            error = path.error[gone]
             measured = [outputs.distance(_with_weights(model, mine, path, k)) for k in at]
-            curves.append(Curve(path.order, kept, _scaled(error, path.error[at], measured)))
+            curves.append(Curve(path.order, kept, _scaled(path.error[gone], path.error[at], measured)))
         else:
+            (plain,) = by_scores([family], scores, multiple, min_keep)
             measured = [outputs.distance(masked(model, labels, _without(labels, plain.order[:k]))) for k in at]
             curves.append(Curve(plain.order, kept, _scaled(plain.lost, np.interp(at, gone, plain.lost), measured)))
     return curves
+
+
+def _probed(gone: np.ndarray) -> list[int]:
+    """Some of the removed counts ``gone``, which begin at none, spread from the first removal to the last."""
+    if gone.size == 1:
+        return []
+    return sorted({int(gone[k]) for k in 1 + np.linspace(0, gone.size - 2, _PROBES).round().astype(int)})
 
 
 def _without(labels: Labels, gone: np.ndarray) -> np.ndarray:

@@ -15,8 +15,8 @@ from graphopt.passes.prune.allocate import Plan, allocate
 from graphopt.passes.prune.curves import Curve, by_reconstruction, by_scores
 from graphopt.passes.prune.importance import CRITERIA, importance
 from graphopt.passes.prune.proof import Verdict, check, guilty, proof_feeds
-from graphopt.passes.prune.recover import IMAGES, recover
-from graphopt.passes.prune.running import load_images
+from graphopt.passes.prune.recover import recover
+from graphopt.passes.prune.running import Images, load_images
 from graphopt.passes.prune.surgery import remove
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 from graphopt.pipeline.patterns import matching, unmatched
@@ -53,12 +53,15 @@ class Prune(Pass):
         if self.macs >= 1.0:
             return PassResult(False, _metrics(cost, cost, labels, None, 0.0), skipped)
         feeds = proof_feeds(model, ctx)
-        plan, verdict, families = self._plan(model, ctx, cost, labels, families, feeds, skipped)
+        images = self._images(model, ctx)
+        plan, verdict, families = self._plan(model, ctx, cost, labels, families, images, feeds, skipped)
         if plan.keep.all():
             raise PassError("nothing could be pruned: " + _summary(skipped), _hint(families))
-        original, images = model.copy(), self._has_images(model, ctx)
+        original = model.copy()
         remove(model, labels, plan.keep)
-        recovery = recover(original, model, labels, plan.keep, ctx) if self.recover and images else None
+        recovery = None
+        if self.recover and images is not None:
+            recovery = recover(original, model, labels, plan.keep, images, ctx)
         after = ctx.analysis(CostAnalysis(), model)
         planned = _fraction(cost, labels, plan)
         if planned > self.macs + _TOLERANCE:
@@ -76,9 +79,10 @@ class Prune(Pass):
             }
         return PassResult(True, metrics, _once(skipped))
 
-    @staticmethod
-    def _has_images(model: Model, ctx: Context) -> bool:
-        return len(model.inputs) == 1 and len(ctx.calibration) > 0
+    def _images(self, model: Model, ctx: Context) -> Images | None:
+        """Calibration images, decoded once for all that needs them; None where nothing does, or there are none."""
+        wanted = self.recover or self.importance == RECONSTRUCTION
+        return load_images(model, ctx) if wanted and len(model.inputs) == 1 and len(ctx.calibration) > 0 else None
 
     def _candidates(self, labels: Labels, multiple: int) -> tuple[tuple[Family, ...], list[Skipped]]:
         """Families that may lose channels, and those that the options leave alone."""
@@ -108,11 +112,12 @@ class Prune(Pass):
         cost: Cost,
         labels: Labels,
         families: tuple[Family, ...],
+        images: Images | None,
         feeds: list[dict[str, np.ndarray]],
         skipped: list[Skipped],
     ) -> tuple[Plan, Verdict, tuple[Family, ...]]:
         """Allocate and prove; a family that breaks the proof is locked, reported, and planned without."""
-        curves = self._curves(model, ctx, cost, labels, families)
+        curves = self._curves(model, ctx, cost, labels, families, images)
         # What labels do not follow (contractions inside unknown operators) stays as it is.
         target = self.macs * cost.macs - (cost.macs - labels.macs(labels.everything()))
         while True:
@@ -132,7 +137,13 @@ class Prune(Pass):
             families, curves = tuple(families[k] for k in kept), [curves[k] for k in kept]
 
     def _curves(
-        self, model: Model, ctx: Context, cost: Cost, labels: Labels, families: tuple[Family, ...]
+        self,
+        model: Model,
+        ctx: Context,
+        cost: Cost,
+        labels: Labels,
+        families: tuple[Family, ...],
+        images: Images | None,
     ) -> list[Curve]:
         """What each family loses, by the chosen criterion; by the energy of weights where there are no images."""
         multiple = self.multiple or ctx.target.channel_multiple
@@ -140,7 +151,6 @@ class Prune(Pass):
             scores = importance(model, labels, CRITERIA[self.importance])
             return by_scores(families, scores, multiple, self.min_keep)
         scores = importance(model, labels, CRITERIA["l2"])
-        images = load_images(model, ctx, IMAGES) if self._has_images(model, ctx) else None
         if images is None or not images.count:
             ctx.progress.warn(
                 "prune: no images to reconstruct outputs on; channels are ranked by the energy of weights"

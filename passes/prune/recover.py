@@ -2,7 +2,8 @@
 
 Layer by layer in graph order, ridge regression from the pruned network's inputs to the original network's outputs, as
 in He et al. 2017 (Channel Pruning) and GRAIL; at a residual Add the target is the original sum minus what the other
-branch gives now, which repairs drift as well. Only second moments are kept, so memory does not grow with the images.
+branch gives now, which repairs drift as well. A layer is fitted to rows of a fixed number of positions, however many
+images there are.
 """
 
 from __future__ import annotations
@@ -19,11 +20,10 @@ from graphopt.ir import Model
 from graphopt.ir.view import node_view
 from graphopt.passes.prune.residual import residual
 from graphopt.passes.prune.ridge import Rows, fit
-from graphopt.passes.prune.running import BATCH, Network, load_images
+from graphopt.passes.prune.running import BATCH, Images, Network, fitting
 from graphopt.passes.prune.sampling import Sampler, sampler_of
 from graphopt.pipeline import Context
 
-IMAGES = 1024
 _ROWS = 12288  # sampled positions per layer over all images
 _STORED = 256 << 20  # bytes of original outputs held at a time
 
@@ -50,13 +50,12 @@ class _Consumer:
     rectified: bool
 
 
-def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, ctx: Context) -> Recovery:
+def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, images: Images, ctx: Context) -> Recovery:
     """Refit the weights of ``pruned`` in place; ``labels`` and ``keep`` are what it was made from ``original`` by.
 
     A refit that does not lower the error on images that it was not fitted to is dropped.
     """
     consumers = _consumers(pruned, labels, keep)
-    images = load_images(pruned, ctx, IMAGES)
     if not consumers or not images.count:
         return Recovery(0, images.count, 0.0, 0.0)
     before, after = Network(original, images, ctx.threads), Network(pruned, images, ctx.threads)
@@ -117,17 +116,12 @@ def _targets(network: Network, consumers: list[_Consumer], ctx: Context) -> Iter
 def _chunks(network: Network, consumers: list[_Consumer]) -> Iterator[list[_Consumer]]:
     """Runs of layers whose sampled original outputs fit in memory together, and their whole outputs of a batch."""
     tensors = network.model.graph.tensors()
-    chunk: list[_Consumer] = []
-    held = 0
-    for consumer in consumers:
+
+    def size(consumer: _Consumer) -> int:
         shape = [d if isinstance(d, int) else 1 for d in tensors[consumer.target].shape or [1]]
-        size = 4 * shape[consumer.sampler.channel_axis] * _ROWS + 4 * BATCH * int(np.prod(shape[1:]))
-        if chunk and held + size > _STORED:
-            yield chunk
-            chunk, held = [], 0
-        chunk.append(consumer)
-        held += size
-    yield chunk
+        return 4 * shape[consumer.sampler.channel_axis] * _ROWS + 4 * BATCH * int(np.prod(shape[1:]))
+
+    return fitting(consumers, size, _STORED)
 
 
 def _per_image(network: Network) -> int:
@@ -149,12 +143,13 @@ def _refit(network: Network, consumer: _Consumer, targets: list[np.ndarray], ctx
     names = [name, *([consumer.skip] if consumer.skip else [])]
     for number, values in enumerate(network.tensors(names, keep=True)):
         x = sampler.inputs(node, values[name], _rng(ctx, consumer, number), per_image)
-        y, floor = targets[number], np.zeros_like(targets[number])
+        y = targets[number]
+        skip = np.zeros_like(y)
         if consumer.skip:
             skip = sampler.outputs(values[consumer.skip], _rng(ctx, consumer, number), per_image)
-            y, floor = y - skip, -skip
         shape = (len(y), weight.shape[0], -1)
-        halves[number % 2].append(Rows(x, y.reshape(shape), floor.reshape(shape) if consumer.rectified else None))
+        floor = -skip.reshape(shape) if consumer.rectified else None
+        halves[number % 2].append(Rows(x, (y - skip).reshape(shape), floor))
     one, two = (Rows.join(half) for half in halves)
     before, after, solution = fit(one, two, weight, bias, intercept=sampler.can_bias(node))
     if solution is not None:

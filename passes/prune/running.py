@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from graphopt.ir import Model
 from graphopt.pipeline import Context
 from graphopt.runtime.session import open_session, run_feeds, runnable
 
+T = TypeVar("T")
+
 BATCH = 32
+IMAGES = 1024  # that refitting and statistics take at most
 _LOADED = 320 << 20  # bytes of images held
 _CACHED = 320 << 20  # bytes of intermediate tensors held
 
@@ -37,7 +41,22 @@ class Images:
         return Images(self.batches[:half]), Images(self.batches[half:] or self.batches)
 
 
-def load_images(model: Model, ctx: Context, limit: int) -> Images:
+def fitting(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Runs of items whose sizes add up to no more than ``limit``; one that is larger stands alone."""
+    chunk: list[T] = []
+    held = 0
+    for item in items:
+        taken = size(item)
+        if chunk and held + taken > limit:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append(item)
+        held += taken
+    if chunk:
+        yield chunk
+
+
+def load_images(model: Model, ctx: Context, limit: int = IMAGES) -> Images:
     """At most ``limit`` images, and no more than fit in memory; whole batches where the model fixes their size."""
     port = model.inputs[0]
     fixed = port.shape[0] if port.shape and isinstance(port.shape[0], int) else None

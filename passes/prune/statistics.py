@@ -12,7 +12,7 @@ from graphopt.analysis.labels import Family, Labels
 from graphopt.ir import Model
 from graphopt.passes.prune.residual import residual
 from graphopt.passes.prune.ridge import Moments
-from graphopt.passes.prune.running import BATCH, Network
+from graphopt.passes.prune.running import BATCH, Network, fitting
 from graphopt.passes.prune.sampling import Sampler, sampler_of
 from graphopt.pipeline import Context
 
@@ -111,17 +111,11 @@ def _layers(model: Model, labels: Labels, families: tuple[Family, ...]) -> list[
 def _chunks(model: Model, layers: list[_Layer]) -> Iterator[list[_Layer]]:
     """Runs of layers that fit in memory together: their tensors for one batch, and their moments."""
     tensors = model.graph.tensors()
-    chunk: list[_Layer] = []
-    held = 0
-    for layer in layers:
+
+    def size(layer: _Layer) -> int:
         shapes = [tensors[name].shape or [1] for name in (layer.source, layer.target)]
         volume = sum(int(np.prod([d if isinstance(d, int) else 1 for d in shape[1:]])) for shape in shapes)
         groups, inputs, _ = layer.weight.shape
-        size = 4 * BATCH * volume + 8 * groups * inputs * inputs
-        if chunk and held + size > _HELD:
-            yield chunk
-            chunk, held = [], 0
-        chunk.append(layer)
-        held += size
-    if chunk:
-        yield chunk
+        return 4 * BATCH * volume + 8 * groups * inputs * inputs
+
+    return fitting(layers, size, _HELD)

@@ -154,7 +154,8 @@ def test_a_channel_that_duplicates_another_costs_nothing(context):
     remove(pruned, labels, keep)
     want = outputs(model, unseen())
     assert np.abs(outputs(pruned, unseen()) - want).max() > 1e-2 * np.abs(want).max()
-    recover(model, pruned, labels, keep, context(model, 128))
+    ctx = context(model, 128)
+    recover(model, pruned, labels, keep, load_images(model, ctx), ctx)
     assert np.abs(outputs(pruned, unseen()) - want).max() < 1e-2 * np.abs(want).max()
 
 
