@@ -24,7 +24,9 @@ from graphopt.passes.prune.running import BATCH, Images, Network, fitting
 from graphopt.passes.prune.sampling import Sampler, sampler_of
 from graphopt.pipeline import Context
 
-_ROWS = 12288  # sampled positions per layer over all images
+_ROWS = 12288  # sampled positions per layer over all images, at most
+_LEAST_ROWS = 16  # for each input of an output, however many groups there are
+_ROW_BYTES = 192 << 20  # of the inputs at these positions: a depthwise layer reads each of them in every group
 _STORED = 256 << 20  # bytes of original outputs held at a time
 
 
@@ -40,10 +42,15 @@ class Recovery:
 
 @dataclass(frozen=True)
 class _Consumer:
-    """A layer to refit: node number, how its rows are sampled, and the tensors that make up its target."""
+    """A layer to refit: node number, how its rows are sampled, and the tensors that make up its target.
+
+    ``rows``: at most, over all images; ``per_image``: of one of them.
+    """
 
     index: int
     sampler: Sampler
+    rows: int
+    per_image: int
     target: str
     skip: str | None
     kept: np.ndarray | None
@@ -55,7 +62,7 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, im
 
     A refit that does not lower the error on images that it was not fitted to is dropped.
     """
-    consumers = _consumers(pruned, labels, keep)
+    consumers = _consumers(pruned, labels, keep, images.count)
     if not consumers or not images.count:
         return Recovery(0, images.count, 0.0, 0.0)
     before, after = Network(original, images, ctx.threads), Network(pruned, images, ctx.threads)
@@ -69,7 +76,7 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, im
     return Recovery(refitted, images.count, float(mean[0]), float(mean[1]))
 
 
-def _consumers(pruned: Model, labels: Labels, keep: np.ndarray) -> list[_Consumer]:
+def _consumers(pruned: Model, labels: Labels, keep: np.ndarray, images: int) -> list[_Consumer]:
     """Layers whose input changed, in graph order."""
     nodes = pruned.graph.nodes
     view = node_view(pruned.graph)
@@ -89,8 +96,15 @@ def _consumers(pruned: Model, labels: Labels, keep: np.ndarray) -> list[_Consume
         at = sampler.channel_axis if sampler.channel_axis >= 0 else len(axes) - 1
         groups = axes[at] if axes else None
         kept = None if groups is None or keep[groups].all() else keep[groups]
-        found.append(_Consumer(index, sampler, target, skip, kept, _rectified(nodes[made_by[target]].outputs[0])))
+        rows = _row_count(sampler.read(nodes[index])[0].shape)
+        rectified = _rectified(nodes[made_by[target]].outputs[0])
+        found.append(_Consumer(index, sampler, rows, max(1, rows // max(1, images)), target, skip, kept, rectified))
     return found
+
+
+def _row_count(shape: tuple[int, ...]) -> int:
+    groups, inputs, _ = shape
+    return min(_ROWS, max(_LEAST_ROWS * inputs, _ROW_BYTES // (4 * groups * inputs)))
 
 
 def _rectified(tensor: gs.Tensor) -> bool:
@@ -108,7 +122,7 @@ def _targets(network: Network, consumers: list[_Consumer], ctx: Context) -> Iter
         for number, values in enumerate(network.tensors([c.target for c in chunk])):
             for consumer, into in zip(chunk, rows, strict=True):
                 rng = _rng(ctx, consumer, number)
-                y = consumer.sampler.outputs(values[consumer.target], rng, _per_image(network))
+                y = consumer.sampler.outputs(values[consumer.target], rng, consumer.per_image)
                 into.append(y if consumer.kept is None else y[:, consumer.kept])
         yield from rows
 
@@ -119,14 +133,9 @@ def _chunks(network: Network, consumers: list[_Consumer]) -> Iterator[list[_Cons
 
     def size(consumer: _Consumer) -> int:
         shape = [d if isinstance(d, int) else 1 for d in tensors[consumer.target].shape or [1]]
-        return 4 * shape[consumer.sampler.channel_axis] * _ROWS + 4 * BATCH * int(np.prod(shape[1:]))
+        return 4 * shape[consumer.sampler.channel_axis] * consumer.rows + 4 * BATCH * int(np.prod(shape[1:]))
 
     return fitting(consumers, size, _STORED)
-
-
-def _per_image(network: Network) -> int:
-    """Sampled positions of an image."""
-    return max(1, _ROWS // network.images.count)
 
 
 def _rng(ctx: Context, consumer: _Consumer, number: int) -> np.random.Generator:
@@ -138,20 +147,49 @@ def _refit(network: Network, consumer: _Consumer, targets: list[np.ndarray], ctx
     """Refit one layer; its relative error on unseen images before and after."""
     node, sampler = network.model.graph.nodes[consumer.index], consumer.sampler
     weight, bias = sampler.read(node)
-    name, per_image = node.inputs[0].name, _per_image(network)
-    halves: tuple[list[Rows], list[Rows]] = ([], [])  # of even batches, and of odd ones
+    name, per_image = node.inputs[0].name, consumer.per_image
+    most = sum(len(y) for y in targets[::2])
+    halves = [_Table(weight.shape, most, consumer.rectified) for _ in range(2)]  # of even batches, and of odd ones
     names = [name, *([consumer.skip] if consumer.skip else [])]
     for number, values in enumerate(network.tensors(names, keep=True)):
         x = sampler.inputs(node, values[name], _rng(ctx, consumer, number), per_image)
-        y = targets[number]
-        skip = np.zeros_like(y)
+        y, skip = targets[number], None
         if consumer.skip:
             skip = sampler.outputs(values[consumer.skip], _rng(ctx, consumer, number), per_image)
-        shape = (len(y), weight.shape[0], -1)
-        floor = -skip.reshape(shape) if consumer.rectified else None
-        halves[number % 2].append(Rows(x, (y - skip).reshape(shape), floor))
-    one, two = (Rows.join(half) for half in halves)
+        halves[number % 2].add(x, y, skip)
+    one, two = (half.rows() for half in halves)
     before, after, solution = fit(one, two, weight, bias, intercept=sampler.can_bias(node))
     if solution is not None:
         sampler.write(network.model, node, *solution)
     return before, after
+
+
+class _Table:
+    """Rows of a layer, written in place as batches come: a list to be joined would hold them twice."""
+
+    def __init__(self, shape: tuple[int, ...], most: int, rectified: bool) -> None:
+        groups, inputs, outputs = shape
+        self.x = np.empty((groups, most, inputs), np.float32)
+        self.y = np.empty((groups, most, outputs), np.float32)
+        self.floor = np.zeros((groups, most, outputs), np.float32) if rectified else None
+        self.count = 0
+
+    def add(self, x: np.ndarray, y: np.ndarray, skip: np.ndarray | None) -> None:
+        """Rows x [rows, groups, inputs] and y [rows, channels], and what is added to the layer's output, like y."""
+        groups, _, outputs = self.y.shape
+        at = slice(self.count, self.count + len(y))
+        self.x[:, at] = x.transpose(1, 0, 2)
+        self.y[:, at] = y.reshape(len(y), groups, outputs).transpose(1, 0, 2)
+        if skip is not None:
+            rest = skip.reshape(len(y), groups, outputs).transpose(1, 0, 2)
+            self.y[:, at] -= rest
+            if self.floor is not None:
+                self.floor[:, at] = -rest
+        self.count += len(y)
+
+    def rows(self) -> Rows | None:
+        """All of them; None where there are none."""
+        if not self.count:
+            return None
+        floor = None if self.floor is None else self.floor[:, : self.count]
+        return Rows(self.x[:, : self.count], self.y[:, : self.count], floor)

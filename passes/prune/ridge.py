@@ -38,14 +38,18 @@ class Moments:
 
     def add(self, x: np.ndarray, y: np.ndarray) -> None:
         groups, outputs = self.y.shape
-        a = np.ascontiguousarray(x.transpose(1, 2, 0), dtype=np.float32)
+        a = np.ascontiguousarray(x.transpose(1, 0, 2), dtype=np.float32)
         b = np.ascontiguousarray(y.reshape(len(y), groups, outputs).transpose(1, 0, 2), dtype=np.float32)
-        self.rows += len(x)
-        self.x += a.sum(axis=2, dtype=np.float64)
-        self.y += b.sum(axis=1, dtype=np.float64)
-        self.xx += a @ a.transpose(0, 2, 1)
-        self.xy += a @ b
-        self.yy += np.einsum("grk,grk->gk", b, b)
+        self.add_by_group(a, b)
+
+    def add_by_group(self, x: np.ndarray, y: np.ndarray) -> None:
+        """Add rows x [groups, rows, inputs] and y [groups, rows, outputs], both in single precision."""
+        self.rows += x.shape[1]
+        self.x += x.sum(axis=1, dtype=np.float64)
+        self.y += y.sum(axis=1, dtype=np.float64)
+        self.xx += x.transpose(0, 2, 1) @ x
+        self.xy += x.transpose(0, 2, 1) @ y
+        self.yy += np.einsum("grk,grk->gk", y, y)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -76,7 +80,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a layer reads, x [rows, groups, inputs], and should compute, y [rows, groups, outputs].
+    """What a layer reads, x [groups, rows, inputs], and should compute, y [groups, rows, outputs]; single precision.
 
     ``floor`` (like y): an activation follows that makes no difference between values below it. None if none does.
     """
@@ -85,55 +89,51 @@ class Rows:
     y: np.ndarray
     floor: np.ndarray | None
 
-    @staticmethod
-    def join(parts: Sequence[Rows]) -> Rows | None:
-        """All rows of some parts that are alike; None where there are none."""
-        if not parts:
-            return None
-        floors = [part.floor for part in parts if part.floor is not None]
-        return Rows(
-            np.concatenate([part.x for part in parts]),
-            np.concatenate([part.y for part in parts]),
-            np.concatenate(floors) if floors else None,
-        )
-
     def moments(self) -> Moments:
-        found = Moments.empty((*self.x.shape[1:], self.y.shape[2]))
-        found.add(self.x, self.y.reshape(len(self.y), -1))
+        found = Moments.empty((len(self.x), self.x.shape[2], self.y.shape[2]))
+        found.add_by_group(self.x, self.y)
         return found
 
     def output(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        x = np.ascontiguousarray(self.x.transpose(1, 0, 2))
-        found: np.ndarray = (x @ weight.astype(np.float32)).transpose(1, 0, 2) + bias.astype(np.float32)
+        found: np.ndarray = self.x @ weight.astype(np.float32)
+        found += bias[:, None].astype(np.float32)
         return found
-
-    def _behind(self, values: np.ndarray) -> np.ndarray:
-        return values if self.floor is None else np.maximum(values, self.floor)
 
     def error(self, weight: np.ndarray, bias: np.ndarray) -> float:
         """Squared error behind the activation, relative to the variance there."""
-        want, have = self._behind(self.y), self._behind(self.output(weight, bias))
-        variance = float(want.var(axis=0, dtype=np.float64).sum()) * len(want)
-        return float(np.square(want - have, dtype=np.float64).sum() / max(variance, 1e-12))
+        want, have = self.y, self.output(weight, bias)
+        if self.floor is not None:
+            want, have = np.maximum(want, self.floor), np.maximum(have, self.floor, out=have)
+        variance = float(want.var(axis=1, dtype=np.float64).sum()) * want.shape[1]
+        have -= want
+        return float(np.vdot(have, have).real) / max(variance, 1e-12)
 
-    def rectified(
-        self, moments: Moments, weight: np.ndarray, bias: np.ndarray, strength: float, intercept: bool
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ridge regression in which only what rises above the floor counts against targets below it.
+    def apparent(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Targets that follow the output where it and what is wanted are both below the floor."""
+        found = self.output(weight, bias)
+        np.minimum(found, self.floor, out=found)
+        return np.where(self.y <= self.floor, found, self.y)
 
-        The loss is convex, and majorised by least squares towards targets that follow the output below the floor
-        (after Zhang et al. 2015, "Accelerating very deep convolutional networks").
-        """
-        found = moments.solve(weight, bias, strength, intercept)
-        if self.floor is None:
-            return found
-        low = self.y <= self.floor
-        x = np.ascontiguousarray(self.x.transpose(1, 2, 0))
-        for _ in range(_MAJORISATIONS):
-            target = np.where(low, np.minimum(self.output(*found), self.floor), self.y)
-            moments = replace(moments, y=target.sum(axis=0, dtype=np.float64), xy=x @ target.transpose(1, 0, 2))
-            found = moments.solve(weight, bias, strength, intercept)
+
+def rectified(
+    parts: Sequence[Rows], moments: Moments, weight: np.ndarray, bias: np.ndarray, strength: float, intercept: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge regression in which only what rises above the floor counts against targets below it.
+
+    ``moments`` are those of all parts. The loss is convex, and majorised by least squares towards targets that follow
+    the output below the floor (after Zhang et al. 2015, "Accelerating very deep convolutional networks").
+    """
+    found = moments.solve(weight, bias, strength, intercept)
+    if any(part.floor is None for part in parts):
         return found
+    for _ in range(_MAJORISATIONS):
+        y, xy = np.zeros_like(moments.y), np.zeros_like(moments.xy)
+        for part in parts:
+            target = part.apparent(*found)
+            y += target.sum(axis=1, dtype=np.float64)
+            xy += part.x.transpose(0, 2, 1) @ target
+        found = replace(moments, y=y, xy=xy).solve(weight, bias, strength, intercept)
+    return found
 
 
 def fit(
@@ -157,9 +157,7 @@ def fit(
             best = (error, strength)
     if best is None:
         return before, before, None
-    after = two.error(*one.rectified(first, weight, bias, best[1], intercept))
+    after = two.error(*rectified([one], first, weight, bias, best[1], intercept))
     if not after < before:
         return before, before, None
-    both = Rows.join([one, two])
-    assert both is not None
-    return before, after, both.rectified(first + second, weight, bias, best[1], intercept)
+    return before, after, rectified([one, two], first + second, weight, bias, best[1], intercept)

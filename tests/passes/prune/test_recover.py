@@ -58,8 +58,8 @@ def test_exact_solutions_are_found(intercept):
     weight, bias = rng.standard_normal((2, 6, 3)), rng.standard_normal((2, 3)) * intercept
     halves = []
     for _ in range(2):
-        x = rng.standard_normal((400, 2, 6))
-        halves.append(Rows(x, np.einsum("ngi,gio->ngo", x, weight) + bias, None))
+        x = rng.standard_normal((2, 400, 6)).astype(np.float32)
+        halves.append(Rows(x, (x @ weight + bias[:, None]).astype(np.float32), None))
     before, after, found = fit(*halves, np.zeros_like(weight), np.zeros_like(bias), intercept)
     assert found is not None and after < 1e-4 < before
     np.testing.assert_allclose(found[0], weight, atol=1e-2)
@@ -70,7 +70,8 @@ def test_noise_is_not_fitted():
     rng = np.random.default_rng(0)
     halves = []
     for _ in range(2):
-        halves.append(Rows(rng.standard_normal((60, 1, 50)), rng.standard_normal((60, 1, 2)), None))
+        x, y = rng.standard_normal((1, 60, 50)), rng.standard_normal((1, 60, 2))
+        halves.append(Rows(x.astype(np.float32), y.astype(np.float32), None))
     before, after, _ = fit(*halves, np.zeros((1, 50, 2)), np.zeros((1, 2)), True)
     assert after <= before
 
@@ -91,8 +92,8 @@ def test_what_an_activation_hides_is_not_fitted():
     weight, bias = rng.standard_normal((1, 4, 2)), np.full((1, 2), -0.2)
     halves = []
     for _ in range(2):
-        x = rng.standard_normal((3000, 1, 4)).astype(np.float32)
-        y = np.einsum("ngi,gio->ngo", x, weight) + bias
+        x = rng.standard_normal((1, 3000, 4)).astype(np.float32)
+        y = x @ weight + bias[:, None]
         y = np.where(y < 0, -3 * np.abs(rng.standard_normal(y.shape)), y).astype(np.float32)
         halves.append(Rows(x, y, np.zeros_like(y)))
     start = np.zeros_like(weight), np.zeros_like(bias)
