@@ -51,7 +51,7 @@ class CostAnalysis(Analysis[Cost]):
 
 def cost(model: Model) -> Cost:
     """Count a model's MACs and parameters; linear in nodes. Does not change the model."""
-    shapes = known_shapes(_one_image(model))
+    shapes = known_shapes(with_batch(model, 1))
     producers = {t.name: node for node in model.graph.nodes for t in node.outputs}
     seen: set[str] = set()
     by_node: dict[str, NodeCost] = {}
@@ -76,13 +76,16 @@ def cost(model: Model) -> Cost:
     return Cost(total, params, by_node, tuple(unknown))
 
 
-def _one_image(model: Model) -> Model:
-    """A copy that takes one image: an axis into which the batch was merged then has its true size."""
+def with_batch(model: Model, size: int) -> Model:
+    """A copy that takes ``size`` images: an axis into which the batch was merged then has its true size.
+
+    A batch that the model fixes stays.
+    """
     twin = model.copy()
     changed = False
     for tensor in twin.graph.inputs:
         if tensor.shape and not isinstance(tensor.shape[0], int):
-            tensor.shape = [1, *tensor.shape[1:]]
+            tensor.shape = [size, *tensor.shape[1:]]
             changed = True
     if changed:
         _infer(twin)

@@ -41,7 +41,8 @@ def _expected_shapes(model: Model, labels: Labels, keep: np.ndarray) -> dict[str
             continue
         axes = labels.tensors.get(name, [None] * len(tensor.shape))
         shapes[name] = [
-            d if v is None or keep[v].all() else int(keep[v].sum()) for d, v in zip(tensor.shape, axes, strict=True)
+            d if v is None or not isinstance(d, int) or keep[v].all() else int(keep[v].sum())
+            for d, v in zip(tensor.shape, axes, strict=True)
         ]
     return shapes
 
@@ -138,7 +139,9 @@ class Edit:
         tensor = self.node.inputs[slot]
         if isinstance(tensor, gs.Constant):
             return [int(v) for v in np.ravel(tensor.values)]
-        source = tensor.inputs[0]  # a Constant node: the rule accepted nothing else
+        source = tensor.inputs[0] if tensor.inputs else None
+        if source is None or source.op != "Constant":
+            return None  # computed at run time: where it names channels, they are locked
         value = next(iter(source.attrs.values()))
         return [int(v) for v in np.ravel(value.values if isinstance(value, gs.Constant) else value)]
 

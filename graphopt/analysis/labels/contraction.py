@@ -40,7 +40,7 @@ def conv(scope: NodeScope) -> None:
         scope.attach(1, axis, None)
     if scope.has(2):
         scope.attach(2, 0, y)
-    spatial = _spatial(scope.out_shape())
+    spatial = _spatial(scope.sizes(scope.node.outputs[0]))
     scope.out([None, y, *[None] * (len(weight) - 2)])
     _record(scope, y, weight[0], weight[1], groups, spatial * prod(weight[2:]))
 
@@ -66,7 +66,7 @@ def conv_transpose(scope: NodeScope) -> None:
     if scope.has(2):
         scope.attach(2, 0, y)
     scope.out([None, y, *[None] * (len(weight) - 2)])
-    scale = _spatial(scope.shape(0)) * prod(weight[2:])
+    scale = _spatial(scope.sizes(scope.node.inputs[0])) * prod(weight[2:])
     inputs = [(0, 1, x[1])] if groups == 1 else []
     second: Axis = y if groups == 1 else None
     scope.contraction(scale, [x[1], second], inputs, [weight[0], weight[1]])
@@ -140,11 +140,10 @@ def gemm(scope: NodeScope) -> None:
         if len(bias) == 2 and bias[0] != 1:
             scope.attach(2, 0, left, _FIXED)
     scope.out([left, y])
-    macs = _weighted(scope) * (1 if a[rows] is None or left is not None else int(a[rows] or 1))
     inner = scope.axes(0)[inner_a]
-    outer: list[Axis] = [y, inner] if left is None else [y, inner, left]
-    sizes = [b[columns], a[inner_a] or b[inner_b]] + ([] if left is None else [a[rows]])
-    scope.contraction(macs, outer, [(0, inner_a, inner), (1, inner_b, scope.axes(1)[inner_b])], sizes)
+    sizes = [b[columns], a[inner_a] or b[inner_b], scope.sizes(scope.node.inputs[0])[rows]]
+    inputs = [(0, inner_a, inner), (1, inner_b, scope.axes(1)[inner_b])]
+    scope.contraction(_weighted(scope), [y, inner, left], inputs, sizes)
 
 
 def _weighted(scope: NodeScope) -> int:
@@ -165,6 +164,8 @@ def _product(scope: NodeScope, inner_a: int, inner_b: int, columns: int) -> Axis
         scope.attach(0, inner_a, b[inner_b])
     else:
         scope.tie(a[inner_a], b[inner_b], f"{scope.op} sums over them together with an axis that cannot change")
+        if scope.shape(0)[inner_a] is None:
+            scope.lock(a[inner_a], f"{scope.op} sums over them and over the batch")
     return b[columns]
 
 
@@ -199,11 +200,8 @@ def matmul(scope: NodeScope) -> None:
         else:
             lead.append(la if have_a else lb)
     scope.out([*lead, rows, y])
-    scale = _weighted(scope)
-    for k, size in enumerate(out[:-2]):
-        scale *= 1 if (k == 0 and size is None) or lead[k] is not None else size or 1
-    labelled = [v for v in lead if v is not None]
     inner = scope.axes(0)[-1] if not scope.is_const(0) else right[-2]
-    axes: list[Axis] = [y, inner, rows, *labelled]
-    sizes: list[int | None] = [out[-1], a[-1] or b[-2], out[-2], *[v.size for v in labelled]]
-    scope.contraction(scale, axes, [(0, len(a) - 1, left[-1]), (1, len(b) - 2, right[-2])], sizes)
+    axes: list[Axis] = [y, inner, rows, *lead]
+    of_one = scope.sizes(scope.node.outputs[0])
+    sizes = [of_one[-1], a[-1] or b[-2], of_one[-2], *of_one[:-2]]
+    scope.contraction(_weighted(scope), axes, [(0, len(a) - 1, left[-1]), (1, len(b) - 2, right[-2])], sizes)

@@ -27,7 +27,10 @@ def slice_(scope: NodeScope) -> None:
         labels = axes[axis]
         if labels is None:
             continue
-        if step != 1:
+        if scope.shape(0)[axis] is None:
+            scope.lock(labels, "a Slice runs over an axis that holds the batch as well")
+            axes[axis] = None
+        elif step != 1:
             scope.lock(labels, "a Slice with a step runs over the channels")
             axes[axis] = None
         else:
@@ -49,7 +52,9 @@ def gather(scope: NodeScope) -> None:
     picked: Axes = [None] * len(indices)
     if labels is not None:
         values = scope.values(1)
-        if values is None or values.ndim != 1:
+        if data[axis] is None:
+            scope.lock(labels, "a Gather picks from an axis that holds the batch as well")
+        elif values is None or values.ndim != 1:
             scope.lock(labels, "Gather picks single channels, or indices computed at run time")
         else:
             picked = [labels[values.astype(np.int64)]]
@@ -78,6 +83,8 @@ def split(scope: NodeScope) -> None:
         parts = labels.reshape(count, -1)
         for row in parts[1:]:
             scope.builder.tie(parts[0], row)
+    if scope.shape(0)[axis] is None:
+        raise Unsupported("a Split of an axis that holds the batch as well is not followed")
     if sum(sizes) != labels.size:
         raise Unsupported(f"the sizes of its parts add up to {sum(sizes)}, not to {labels.size}")
     for k, part in enumerate(np.split(labels, np.cumsum(sizes)[:-1])):
@@ -105,6 +112,8 @@ def concat(scope: NodeScope) -> None:
                     scope.attach(s, k, first)
             result[k] = first
     if any(p[axis] is not None for p in parts):
+        if scope.out_shape()[axis] is None:
+            raise Unsupported("joining along an axis that holds the batch as well is not followed")
         joined = []
         for s in slots:
             labels = parts[s][axis]
@@ -137,7 +146,7 @@ def pad(scope: NodeScope) -> None:
         before, after, labels = pads[k], pads[k + len(at)], axes[axis]
         if labels is None or not (before or after):
             continue
-        if before < 0 or after < 0 or scope.attr("mode", "constant") not in ("constant", b"constant"):
+        if scope.shape(0)[axis] is None or before < 0 or after < 0 or scope.attr("mode", "constant") not in ("constant", b"constant"):
             scope.lock(labels, "Pad crops or mirrors the channels")
             axes[axis] = None
         else:

@@ -41,10 +41,16 @@ class RawContraction:
 
 @dataclass
 class Builder:
-    """Everything collected while walking the graph."""
+    """Everything collected while walking the graph.
+
+    ``shapes`` have None for sizes that are unknown or depend on the batch; ``one`` and ``many`` are those of one and
+    of several images. An axis whose size depends on the batch may carry the labels of one image: they repeat.
+    """
 
     opset: int
     shapes: dict[str, Shape]
+    one: dict[str, Shape]
+    many: dict[str, Shape]
     producers: dict[str, gs.Node]
     count: int = 0
     axes: dict[str, Axes] = field(default_factory=dict)
@@ -101,6 +107,11 @@ class NodeScope:
 
     def out_shape(self, k: int = 0) -> Shape:
         return self._shape(self.node.outputs[k])
+
+    def sizes(self, tensor: gs.Tensor, many: bool = False) -> Shape:
+        """Sizes of a tensor of this node for one image (or for several), None where unknown."""
+        shape = (self.builder.many if many else self.builder.one).get(tensor.name)
+        return list(shape) if shape is not None else self._shape(tensor)
 
     def _shape(self, tensor: gs.Tensor) -> Shape:
         if isinstance(tensor, gs.Constant):
