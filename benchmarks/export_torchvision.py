@@ -3,8 +3,9 @@
     python -m venv ENV && ENV/bin/pip install torch torchvision onnx onnxscript
     ENV/bin/python benchmarks/export_torchvision.py --out DIR [--only NAME ... | --all] [--exporter NAME] [--shared]
 
-One of each family of architectures, or with --all all of torchvision's. One file per model and exporter, NAME.script.onnx (TorchScript, opset 17) and NAME.dynamo.onnx (opset 18), with a
-symbolic batch. Both exporters optimize what they write; script-raw and dynamo-raw are what they write without that.
+One of each family of architectures, or with --all all of torchvision's. One file per model and exporter,
+NAME.script.onnx (TorchScript, opset 17) and NAME.dynamo.onnx (opset 18), with a symbolic batch. Both exporters optimize
+what they write; script-raw and dynamo-raw are what they write without that.
 Weights are drawn from a seed, so nothing is downloaded; every parameter and every statistic of a batch norm differs
 from all others, as in a trained model. Fresh models share their ones and zeros, which tools that merge equal
 initializers would remove from the benchmark only; --shared leaves those as they are (NAME.script-shared.onnx), for

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from graphopt.passes.prune.surgery import Edit, rewrites
 
 
-@rewrites("Conv")
+@rewrites("Conv", "ConvTranspose")
 def conv(edit: Edit) -> None:
     """A depthwise convolution has as many groups as channels stay; others keep their groups."""
     groups = int(edit.node.attrs.get("group", 1))
@@ -18,14 +19,6 @@ def conv(edit: Edit) -> None:
     per_group, per_out = x[1].size // groups, kept.size // groups  # before removal, as the rule saw them
     if per_group == 1 or per_out == 1:
         edit.node.attrs["group"] = int(kept.sum()) // per_out
-
-
-@rewrites("ConvTranspose")
-def conv_transpose(edit: Edit) -> None:
-    groups = int(edit.node.attrs.get("group", 1))
-    kept = edit.kept_in()[1] if len(edit.kept_in()) > 1 else None
-    if groups > 1 and kept is not None:
-        edit.node.attrs["group"] = int(kept.sum())
 
 
 @rewrites("Reshape", "Expand")
@@ -62,14 +55,31 @@ def slice_(edit: Edit) -> None:
         return
     starts, ends, given = edit.ints(1, "starts"), edit.ints(2, "ends"), edit.ints(3, "axes")
     assert starts is not None and ends is not None
+    steps = edit.ints(4) or [1] * len(starts)
     for k, axis in enumerate(range(len(starts)) if given is None else given):
         mask = kept[axis]
-        if mask is not None:
+        if mask is not None and steps[k] != 1:  # what is left is at irregular distances
+            _gather_instead(edit, axis, _renumbered(mask, np.arange(mask.size)[starts[k] : ends[k] : steps[k]]))
+            starts[k], ends[k], steps[k] = 0, np.iinfo(np.int64).max, 1
+        elif mask is not None:
             first, last, _ = slice(starts[k], ends[k]).indices(mask.size)
             starts[k] = int(mask[:first].sum())
             ends[k] = int(mask[: max(first, last)].sum())
     edit.put(1, "starts", starts)
     edit.put(2, "ends", ends)
+    if edit.ints(4) is not None:
+        edit.put(4, None, steps)
+
+
+def _gather_instead(edit: Edit, axis: int, indices: list[int]) -> None:
+    """Leave it to a Gather before the Slice which entries of an axis it sees."""
+    node, model = edit.node, edit.model
+    picked = gs.Variable(model.fresh_name(f"{node.name}_picked"), dtype=node.inputs[0].dtype)
+    order = model.constant(f"{node.name}_order", np.array(indices, dtype=np.int64))
+    edit.before.append(
+        gs.Node("Gather", model.fresh_name(f"{node.name}_gather"), {"axis": axis}, [node.inputs[0], order], [picked])
+    )
+    node.inputs[0] = picked
 
 
 @rewrites("Gather")
@@ -80,10 +90,13 @@ def gather(edit: Edit) -> None:
         return
     mask, indices = kept[axis], edit.ints(1)
     assert mask is not None and indices is not None
-    position = np.cumsum(mask) - 1
-    at = np.array(indices, dtype=np.int64)
-    at = np.where(at < 0, at + mask.size, at)
-    edit.put(1, None, [int(v) for v in position[at[mask[at]]]])
+    edit.put(1, None, _renumbered(mask, np.array(indices, dtype=np.int64)))
+
+
+def _renumbered(mask: np.ndarray, indices: np.ndarray) -> list[int]:
+    """Indices of what stays, counted among what stays."""
+    at = np.where(indices < 0, indices + mask.size, indices)
+    return [int(v) for v in (np.cumsum(mask) - 1)[at[mask[at]]]]
 
 
 @rewrites("Split")

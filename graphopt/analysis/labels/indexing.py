@@ -30,11 +30,8 @@ def slice_(scope: NodeScope) -> None:
         if scope.shape(0)[axis] is None:
             scope.lock(labels, "a Slice runs over an axis that holds the batch as well")
             axes[axis] = None
-        elif step != 1:
-            scope.lock(labels, "a Slice with a step runs over the channels")
-            axes[axis] = None
         else:
-            axes[axis] = labels[start:end]
+            axes[axis] = labels[start:end:step]
     scope.out(axes)
 
 
@@ -54,8 +51,10 @@ def gather(scope: NodeScope) -> None:
         values = scope.values(1)
         if data[axis] is None:
             scope.lock(labels, "a Gather picks from an axis that holds the batch as well")
-        elif values is None or values.ndim != 1:
-            scope.lock(labels, "Gather picks single channels, or indices computed at run time")
+        elif values is None:
+            scope.lock(labels, "Gather picks channels that are computed at run time; fold constants first")
+        elif values.ndim != 1:  # the others may go, and the indices are counted anew
+            scope.lock(labels[values.astype(np.int64)], "Gather picks single channels")
         else:
             picked = [labels[values.astype(np.int64)]]
     if not scope.is_const(1):
@@ -146,7 +145,12 @@ def pad(scope: NodeScope) -> None:
         before, after, labels = pads[k], pads[k + len(at)], axes[axis]
         if labels is None or not (before or after):
             continue
-        if scope.shape(0)[axis] is None or before < 0 or after < 0 or scope.attr("mode", "constant") not in ("constant", b"constant"):
+        if (
+            scope.shape(0)[axis] is None
+            or before < 0
+            or after < 0
+            or scope.attr("mode", "constant") not in ("constant", b"constant")
+        ):
             scope.lock(labels, "Pad crops or mirrors the channels")
             axes[axis] = None
         else:
@@ -181,6 +185,8 @@ def _entries_read(scope: NodeScope, rank: int) -> set[int]:
             try:
                 if node.op in ("Cast", "Identity"):
                     todo.append(node.outputs[0])
+                elif node.op == "Expand" and tensor is scope.node.outputs[0] and first == 0 and last == rank:
+                    continue  # its rule sees to it
                 elif node.op == "Gather" and node.inputs[0] is tensor:
                     read.update(np.ravel(entries[np.asarray(inner.ints(1), np.int64)]).tolist())
                 elif node.op == "Slice" and node.inputs[0] is tensor:

@@ -9,6 +9,7 @@ import numpy as np
 from graphopt.analysis.labels.reading import carry
 from graphopt.analysis.labels.registry import Unsupported, rule
 from graphopt.analysis.labels.scope import Axes, Axis, NodeScope
+from graphopt.analysis.labels.shuffle import find_shuffle
 
 
 @rule("Transpose")
@@ -42,6 +43,14 @@ def unsqueeze(scope: NodeScope) -> None:
 def reshape(scope: NodeScope) -> None:
     axes = scope.axes(0)
     if all(v is None for v in axes):
+        scope.out([None] * len(scope.out_shape()))
+        return
+    shuffle = find_shuffle(scope)
+    if shuffle is not None:
+        labels = axes[shuffle.axis]
+        axes[shuffle.axis] = None if labels is None else labels[shuffle.order]
+        scope.builder.arriving[shuffle.chain[-1]] = axes
+        scope.builder.shuffles.append(shuffle)
         scope.out([None] * len(scope.out_shape()))
         return
     if scope.op == "Reshape":
@@ -116,18 +125,42 @@ def _chunks(start: list[int], target: list[int]) -> list[tuple[list[int], list[i
 
 @rule("Expand")
 def expand(scope: NodeScope) -> None:
-    axes, before = scope.axes(0), scope.shape(0)
-    if any(v is not None for v in axes):
+    """Labels pass; an axis that is repeated to the size of another tensor's gets the labels of that one."""
+    axes, before, after = scope.axes(0), scope.sizes(scope.node.inputs[0]), scope.sizes(scope.node.outputs[0])
+    model, lead = _shape_of(scope), len(after) - len(before)
+    if scope.is_const(0) and model is None:
+        scope.out([None] * len(after))
+        return
+    if model is None and any(v is not None for v in axes):
         scope.ints(1)
-    after = scope.out_shape()
-    lead = len(after) - len(before)
     result: Axes = [None] * len(after)
-    for k, labels in enumerate(axes):
-        if labels is not None and before[k] == after[k + lead]:
-            result[k + lead] = labels
+    for k in range(len(after)):
+        at = k - lead
+        here = axes[at] if at >= 0 else None
+        there = (
+            None if model is None else model[k - (len(after) - len(model))] if k >= len(after) - len(model) else None
+        )
+        if at < 0 or (before[at] == 1 and after[k] != 1):
+            scope.lock(here, "Expand repeats them")
+            result[k] = there
+        elif model is not None and there is not None and scope.is_const(0):
+            scope.attach(0, at, there)
+            result[k] = there
+        elif model is not None:
+            result[k] = scope.tie(here, there, "Expand gives them the size of an axis that cannot change")
+        elif before[at] == after[k]:
+            result[k] = here
         else:
-            scope.lock(labels, "Expand repeats them")
+            scope.lock(here, "Expand repeats them")
     scope.out(result)
+
+
+def _shape_of(scope: NodeScope) -> Axes | None:
+    """Labels of the tensor whose shape a Shape node hands to this one; None if the target comes otherwise."""
+    source = scope.builder.producers.get(scope.node.inputs[1].name)
+    if source is None or source.op != "Shape" or source.attrs.get("start", 0) or "end" in source.attrs:
+        return None
+    return scope.builder.axes.get(source.inputs[0].name)
 
 
 @rule("Tile")

@@ -9,6 +9,7 @@ from graphopt.analysis.cost import Shape, known_shapes, with_batch
 # Importing these modules registers their rules.
 from graphopt.analysis.labels import (  # noqa: F401
     contraction,
+    einsum,
     elementwise,
     indexing,
     layout,
@@ -33,7 +34,9 @@ def propagate(model: Model) -> Labels:
     makers = {t.name: i for i, node in enumerate(graph.nodes) for t in node.outputs if t.name}
     producers = {name: graph.nodes[i] for name, i in makers.items()}
     one, many = (known_shapes(with_batch(model, size)) for size in (1, MANY))
-    builder = Builder(model.opset, _closed(one, many), one, many, producers)
+    bound = frozenset((*model.captured(), *(t.name for t in graph.outputs)))
+    numbers = {id(node): index for index, node in enumerate(graph.nodes)}
+    builder = Builder(model.opset, _closed(one, many), one, many, producers, bound, numbers)
     for tensor in graph.inputs:
         builder.axes[tensor.name] = [None] * len(builder.shapes.get(tensor.name, []))
     for index, node in enumerate(graph.nodes):
@@ -56,6 +59,9 @@ def _closed(one: dict[str, Shape], many: dict[str, Shape]) -> dict[str, Shape]:
 def _visit(builder: Builder, index: int, node: gs.Node) -> None:
     scope = NodeScope(builder, index, node)
     found = find_rule(node.op, node.domain)
+    if index in builder.arriving:
+        scope.out(builder.arriving[index])
+        return
     try:
         if found is None:
             if node.op in _SOURCES:

@@ -29,6 +29,15 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Shuffle:
+    """The nodes ``chain`` (numbers, in order) together give what a Gather of ``order`` along ``axis`` would."""
+
+    chain: tuple[int, ...]
+    axis: int
+    order: np.ndarray
+
+
+@dataclass(frozen=True)
 class RawContraction:
     """A sum over channels. Its MACs are ``scale`` times the sizes of ``axes``; ``inputs`` say which axis of which
     activation is summed over: (input slot, axis, labels)."""
@@ -52,6 +61,8 @@ class Builder:
     one: dict[str, Shape]
     many: dict[str, Shape]
     producers: dict[str, gs.Node]
+    bound: frozenset[str] = frozenset()  # tensors that something outside of the nodes reads
+    numbers: dict[int, int] = field(default_factory=dict)  # of the nodes, by their id()
     count: int = 0
     axes: dict[str, Axes] = field(default_factory=dict)
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -59,6 +70,8 @@ class Builder:
     origins: list[tuple[int, int, int]] = field(default_factory=list)
     slots: dict[Slot, np.ndarray] = field(default_factory=dict)
     contractions: list[RawContraction] = field(default_factory=list)
+    shuffles: list[Shuffle] = field(default_factory=list)
+    arriving: dict[int, Axes] = field(default_factory=dict)  # labels of what the last node of a shuffle gives
     unknown: list[tuple[int, str]] = field(default_factory=list)
 
     def fresh(self, size: int, node: int | None) -> np.ndarray:
