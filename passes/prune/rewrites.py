@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.analysis.labels.indexing import equal_parts
 from graphopt.passes.prune.surgery import Edit, rewrites
 
 
@@ -25,7 +26,10 @@ def conv(edit: Edit) -> None:
 def target_shape(edit: Edit) -> None:
     """Entries that name a channel count; 0 and -1 mean the right thing by themselves."""
     shape, kept = edit.ints(1), edit.kept_out()
-    if shape is None or all(m is None for m in kept):
+    if all(m is None for m in kept):
+        return
+    if shape is None:
+        _computed_shape(edit, kept)
         return
     lead = len(kept) - len(shape)
     for k, mask in enumerate(kept):
@@ -33,6 +37,21 @@ def target_shape(edit: Edit) -> None:
         if mask is not None and at >= 0 and shape[at] > 0 and (edit.node.op == "Reshape" or shape[at] == mask.size):
             shape[at] = int(mask.sum())
     edit.put(1, None, shape)
+
+
+def _computed_shape(edit: Edit, kept: list[np.ndarray | None]) -> None:
+    """Overwrite entries of a shape that is computed at run time."""
+    node, model = edit.node, edit.model
+    old = node.inputs[1]
+    rank = old.shape[0] if old.shape and isinstance(old.shape[0], int) else len(kept)
+    masks = kept[len(kept) - rank :]
+    others = np.array([int(m is None) for m in masks], dtype=np.int64)
+    counts = np.array([0 if m is None else int(m.sum()) for m in masks], dtype=np.int64)
+    for op, value in (("Mul", others), ("Add", counts)):
+        new = gs.Variable(model.fresh_name(f"{node.name}_shape"), dtype=np.int64, shape=[rank])
+        by = model.constant(f"{node.name}_kept", value)
+        edit.before.append(gs.Node(op, model.fresh_name(f"{node.name}_shape"), {}, [node.inputs[1], by], [new]))
+        node.inputs[1] = new
 
 
 @rewrites("Resize")
@@ -101,15 +120,21 @@ def _renumbered(mask: np.ndarray, indices: np.ndarray) -> list[int]:
 
 @rewrites("Split")
 def split(edit: Edit) -> None:
-    sizes = edit.ints(1, "split")
-    kept = edit.kept_in()
-    axis = int(edit.node.attrs.get("axis", 0))
-    if sizes is None or not kept or kept[axis] is None:
+    node, kept = edit.node, edit.kept_in()
+    axis = int(node.attrs.get("axis", 0))
+    mask = kept[axis] if kept else None
+    if mask is None:
         return
-    mask = kept[axis]
-    assert mask is not None
-    parts = np.split(mask, np.cumsum(sizes)[:-1])
-    edit.put(1, "split", [int(p.sum()) for p in parts])
+    sizes = edit.ints(1, "split")
+    given = sizes or equal_parts(mask.size, len(node.outputs))
+    left = [int(p.sum()) for p in np.split(mask, np.cumsum(given)[:-1])]
+    if sizes is not None:
+        edit.put(1, "split", left)
+    elif edit.model.opset < 13:
+        node.attrs["split"] = left
+    else:
+        node.attrs.pop("num_outputs", None)
+        node.inputs = [node.inputs[0], edit.model.constant(f"{node.name}_sizes", np.array(left, dtype=np.int64))]
 
 
 @rewrites("Pad")

@@ -79,7 +79,7 @@ def test_outputs_are_locked():
     assert not found.families and "'y' is an output of the model" in reasons(found)
 
 
-def test_run_time_shapes_lock_and_point_to_folding():
+def test_run_time_shapes_are_followed():
     body = (
         "a = Conv(x, w) s = Shape(x) b = Slice(s, i0, i1) c = Concat<axis=0>(b, neg) f = Reshape(a, c) y = Gemm(f, v)"
     )
@@ -89,6 +89,17 @@ def test_run_time_shapes_lock_and_point_to_folding():
         + "}"
     )
     found = labels_of(body, extra)
+    assert [f.groups.size for f in found.families] == [8], reasons(found)
+
+
+def test_run_time_shapes_that_merge_channels_with_the_batch_lock():
+    """How many there are per image is in no entry that could be rewritten."""
+    body = (
+        "a = Conv(x, w) p = GlobalAveragePool(a) s = Shape(x) n = Gather(s, i) m = Mul(n, eight) "
+        "c = Concat<axis=0>(m, one) f = Reshape(p, c) y = Gemm(f, v)"
+    )
+    extra = ", int64[1] i = {0}, int64[1] eight = {8}, int64[1] one = {1}, float[1,5] v = {1.0,1.0,1.0,1.0,1.0}"
+    found = labels_of(body, extra, y="float[M,5] y")
     assert not found.families and "fold constants first" in reasons(found)
 
 

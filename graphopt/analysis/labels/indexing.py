@@ -62,6 +62,12 @@ def gather(scope: NodeScope) -> None:
     scope.out([*axes[:axis], *picked, *axes[axis + 1 :]])
 
 
+def equal_parts(size: int, count: int) -> list[int]:
+    """The sizes of a Split that gives none: equal, but for the last."""
+    each = -(-size // count)
+    return [min(each, size - each * k) for k in range(count)]
+
+
 @rule("Split")
 def split(scope: NodeScope) -> None:
     axes = scope.axes(0)
@@ -71,17 +77,7 @@ def split(scope: NodeScope) -> None:
         for k in range(len(scope.node.outputs)):
             scope.out(axes, k)
         return
-    sizes = scope.ints(1, "split")
-    count = len(scope.node.outputs)
-    if sizes is None:
-        each = -(-labels.size // count)
-        sizes = [min(each, labels.size - each * k) for k in range(count)]
-        # Without sizes the parts are equal, and must stay so: part k keeps what part 0 keeps.
-        if labels.size % count:
-            raise Unsupported("a Split into unequal parts without sizes is not followed")
-        parts = labels.reshape(count, -1)
-        for row in parts[1:]:
-            scope.builder.tie(parts[0], row)
+    sizes = scope.ints(1, "split") or equal_parts(labels.size, len(scope.node.outputs))
     if scope.shape(0)[axis] is None:
         raise Unsupported("a Split of an axis that holds the batch as well is not followed")
     if sum(sizes) != labels.size:

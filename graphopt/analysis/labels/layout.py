@@ -53,8 +53,6 @@ def reshape(scope: NodeScope) -> None:
         scope.builder.shuffles.append(shuffle)
         scope.out([None] * len(scope.out_shape()))
         return
-    if scope.op == "Reshape":
-        scope.ints(1)  # must be constant to be rewritten
     # For several images, so that it shows where the batch goes when it is merged with other axes.
     start, target = _sizes(scope, True)
     of_one = _sizes(scope, False)[1]
@@ -70,6 +68,8 @@ def reshape(scope: NodeScope) -> None:
     for k, labels in enumerate(result):
         if labels is not None:
             result[k] = _of_one(scope, labels, of_one[k])
+            if scope.op == "Reshape" and target[k] != of_one[k] and scope.values(1) is None:
+                scope.lock(labels, "how many of them the batch holds is computed at run time; fold constants first")
     scope.out(result)
 
 
@@ -125,33 +125,25 @@ def _chunks(start: list[int], target: list[int]) -> list[tuple[list[int], list[i
 
 @rule("Expand")
 def expand(scope: NodeScope) -> None:
-    """Labels pass; an axis that is repeated to the size of another tensor's gets the labels of that one."""
+    """Labels pass. An axis of size 1 is repeated as often as is needed: any may go, or what the tensor loses whose
+    shape it takes on."""
     axes, before, after = scope.axes(0), scope.sizes(scope.node.inputs[0]), scope.sizes(scope.node.outputs[0])
-    model, lead = _shape_of(scope), len(after) - len(before)
-    if scope.is_const(0) and model is None:
-        scope.out([None] * len(after))
-        return
-    if model is None and any(v is not None for v in axes):
-        scope.ints(1)
-    result: Axes = [None] * len(after)
-    for k in range(len(after)):
-        at = k - lead
-        here = axes[at] if at >= 0 else None
-        there = (
-            None if model is None else model[k - (len(after) - len(model))] if k >= len(after) - len(model) else None
-        )
-        if at < 0 or (before[at] == 1 and after[k] != 1):
-            scope.lock(here, "Expand repeats them")
-            result[k] = there
-        elif model is not None and there is not None and scope.is_const(0):
-            scope.attach(0, at, there)
-            result[k] = there
-        elif model is not None:
-            result[k] = scope.tie(here, there, "Expand gives them the size of an axis that cannot change")
-        elif before[at] == after[k]:
-            result[k] = here
+    fixed, model = scope.out_shape(), _shape_of(scope)
+    result: Axes = []
+    for k, size in enumerate(after):
+        at = k - (len(after) - len(before))
+        there = None if model is None or k < len(after) - len(model) else model[k - (len(after) - len(model))]
+        if at >= 0 and (before[at] == size or size is None):  # the axis is not repeated
+            labels = axes[at]
+            if scope.is_const(0) and size not in (None, 1):
+                labels = scope.hidden(size) if there is None else there
+                scope.attach(0, at, labels)
+            if model is not None:
+                labels = scope.tie(labels, there, "Expand gives them the size of an axis that cannot change")
         else:
-            scope.lock(here, "Expand repeats them")
+            scope.lock(axes[at] if at >= 0 else None, "Expand repeats them")
+            labels = there if model is not None or fixed[k] is None else scope.hidden(int(size or 1))
+        result.append(labels)
     scope.out(result)
 
 

@@ -162,6 +162,42 @@ def test_concat_split_slice_gather(assert_exact):
     assert_exact(build(body, weights, ints=ints), at_least=3)
 
 
+@pytest.mark.parametrize("channels", [8, 7])
+def test_split_without_sizes_gets_some(assert_exact, channels):
+    """The parts may lose different numbers of channels; the last of them may be smaller from the start."""
+    body = "a = Conv(x, w)\n b, c = Split<axis=1, num_outputs=2>(a)\n u = Conv(b, wu)\n k = Conv(c, wk)\n"
+    half = channels - 4
+    weights = {"w": (channels, 3, 1, 1), "wu": (6, 4, 1, 1), "wk": (6, half, 1, 1), "wf": (5, 6), "bf": (5,)}
+    pruned, _ = assert_exact(build(body + "z = Add(u, k)\n" + HEAD, weights, opset=18), part=0.4, at_least=3)
+    node = next(n for n in pruned.graph.nodes if n.op == "Split")
+    assert list(node.inputs[1].values) == [2, half - 2] and "num_outputs" not in node.attrs
+
+
+@pytest.mark.parametrize("op", ["Reshape", "Expand"])
+def test_target_shapes_computed_at_run_time(assert_exact, op):
+    source = "a" if op == "Reshape" else "e"
+    body = (
+        "a = Conv(x, w)\n e = ReduceMax<axes=[1]>(x)\n b = Conv(x, v)\n s = Shape(x)\n n = Gather(s, i)\n"
+        f"t = Concat<axis=0>(n, rest)\n r = {op}({source}, t)\n q = Sigmoid(r)\n z = Mul(q, b)\n" + HEAD
+    )
+    weights = {"w": (8, 3, 1, 1), "v": (8, 3, 1, 1), "wf": (5, 8), "bf": (5,)}
+    model = build(body, weights, ints={"i": [0], "rest": [8, 8, 8]})
+    pruned, labels = assert_exact(model)
+    assert {f.groups.size for f in labels.families} == {8} and shapes(pruned)["v"] == [4, 3, 1, 1]
+
+
+def test_repeated_constant_is_cut_with_what_it_is_joined_to(assert_exact):
+    """The class token of a transformer."""
+    body = (
+        "a = Conv(x, w)\n r = Reshape(a, flat)\n s = Shape(x)\n n = Gather(s, i)\n t = Concat<axis=0>(n, one)\n"
+        "e = Expand(token, t)\n c = Concat<axis=2>(e, r)\n m = ReduceMean<axes=[2], keepdims=0>(c)\n"
+        "y = Gemm<transB=1>(m, wf, bf)"
+    )
+    weights = {"w": (8, 3, 1, 1), "token": (1, 8, 1), "wf": (5, 8), "bf": (5,)}
+    pruned, _ = assert_exact(build(body, weights, ints={"flat": [0, 8, 64], "i": [0], "one": [1, 1]}))
+    assert shapes(pruned)["token"] == [1, 4, 1]
+
+
 @pytest.mark.parametrize(("start", "end", "step"), [(0, 8, 2), (1, 99, 3), (-1, -99, -2)])
 def test_slice_with_a_step(assert_exact, start, end, step):
     body = "a = Conv(x, w)\n z = Slice(a, st, en, ax, by)\n" + HEAD
