@@ -1,13 +1,15 @@
 """Exports torchvision's classifiers with random weights, by both of PyTorch's exporters, to measure passes on.
 
     python -m venv ENV && ENV/bin/pip install torch torchvision onnx onnxscript
-    ENV/bin/python benchmarks/export_torchvision.py --out DIR [--only NAME ...] [--exporter NAME]
+    ENV/bin/python benchmarks/export_torchvision.py --out DIR [--only NAME ... | --all] [--exporter NAME] [--shared]
 
-One file per model and exporter, NAME.script.onnx (TorchScript, opset 17) and NAME.dynamo.onnx (opset 18), with a
-symbolic batch. Both exporters optimize what they write; script-raw and dynamo-raw are what they write without that.
+One of each family of architectures, or with --all all of torchvision's. One file per model and exporter,
+NAME.script.onnx (TorchScript, opset 17) and NAME.dynamo.onnx (opset 18), with a symbolic batch. Both exporters optimize
+what they write; script-raw and dynamo-raw are what they write without that.
 Weights are drawn from a seed, so nothing is downloaded; every parameter and every statistic of a batch norm differs
 from all others, as in a trained model. Fresh models share their ones and zeros, which tools that merge equal
-initializers would remove from the benchmark only. A file that is there is not made again.
+initializers would remove from the benchmark only; --shared leaves those as they are (NAME.script-shared.onnx), for
+tools that must cope with one initializer in many roles. A file that is there is not made again.
 """
 
 from __future__ import annotations
@@ -22,39 +24,54 @@ import torch
 import torchvision
 from torch import nn
 
-# Name and input size: small where the architecture allows it, since sizes change times and no node.
-MODELS = {
-    **{"resnet18": 64, "resnet50": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "mobilenet_v3_large": 64},
-    **{"efficientnet_b0": 64, "efficientnet_v2_s": 64, "densenet121": 64, "shufflenet_v2_x1_0": 64},
-    **{"regnet_y_400mf": 64, "convnext_tiny": 64, "vit_b_16": 224, "swin_t": 224, "swin_v2_t": 224},
-    **{"googlenet": 64, "inception_v3": 128, "squeezenet1_1": 64, "mnasnet1_0": 64},
-}
+# One of each family, or two where they differ by more than their size.
+MODELS = (
+    *("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0"),
+    *("efficientnet_v2_s", "densenet121", "shufflenet_v2_x1_0", "regnet_y_400mf", "convnext_tiny", "vit_b_16"),
+    *("swin_t", "swin_v2_t", "googlenet", "inception_v3", "squeezenet1_1", "mnasnet1_0"),
+)
+# Sides of the input: 64, since sizes change times and no node, but for these, which need more or are built for one.
+LARGER = {"alexnet": 224, "vgg": 224, "vit_": 224, "swin_": 224, "maxvit_": 224, "inception_": 128}
+# Their weights exceed the 2 GB that one ONNX file can hold.
+TOO_LARGE = ("regnet_y_128gf", "vit_h_14")
 EXPORTERS = ("script", "dynamo", "script-raw", "dynamo-raw")
 OPSETS = {"script": 17, "dynamo": 18}
 
 
-def build(name: str) -> nn.Module:
+def everything() -> dict[str, int]:
+    """All classifiers that fit into a file, and their input sizes."""
+    names = [n for n in torchvision.models.list_models(module=torchvision.models) if n not in TOO_LARGE]
+    return {n: next((size for prefix, size in LARGER.items() if n.startswith(prefix)), 64) for n in names}
+
+
+def build(name: str, shared: bool = False) -> nn.Module:
     """The classifier in evaluation mode, with weights of its own."""
     torch.manual_seed(0)
     known = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, weights=None, **known).eval()
     with torch.no_grad():
         for module in model.modules():
-            randomize(module)
+            randomize(module, shared)
     return model
 
 
-def randomize(module: nn.Module) -> None:
-    """Draw the module's own parameters, at a scale that keeps activations near one, and batch-norm statistics."""
+def randomize(module: nn.Module, shared: bool) -> None:
+    """Draw the module's own parameters, at a scale that keeps activations near one, and batch-norm statistics.
+
+    ``shared``: only what is not a vector; gains stay ones and biases zeros.
+    """
     gain = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm)
     for key, parameter in module.named_parameters(recurse=False):
+        if shared and parameter.dim() < 2:
+            parameter.fill_(1.0 if gain and key == "weight" else 0.0)
+            continue
         if gain and key == "weight":
             parameter.uniform_(0.8, 1.2)
         elif parameter.dim() >= 2:
             parameter.normal_(0.0, (1.5 / max(parameter[0].numel(), 1)) ** 0.5)
         else:
             parameter.uniform_(-0.1, 0.1)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and not shared:
         assert module.running_mean is not None and module.running_var is not None
         module.running_mean.uniform_(-0.2, 0.2)
         module.running_var.uniform_(0.6, 1.4)
@@ -81,21 +98,24 @@ def export(model: nn.Module, size: int, exporter: str, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", nargs="*", default=list(MODELS), choices=list(MODELS), metavar="NAME")
+    parser.add_argument("--only", nargs="*", default=MODELS, choices=list(everything()), metavar="NAME")
+    parser.add_argument("--all", action="store_true", help="all classifiers; takes 40 minutes and 13 GB per exporter")
+    parser.add_argument("--shared", action="store_true", help="equal parameters stay equal, as in a fresh model")
     parser.add_argument("--exporter", choices=EXPORTERS, default=None, help="default: all four")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     failed = []
-    for name in options.only:
+    sizes = everything()
+    for name in sizes if options.all else options.only:
         for exporter in EXPORTERS if options.exporter is None else (options.exporter,):
-            path = options.out / f"{name}.{exporter}.onnx"
+            path = options.out / f"{name}.{exporter}{'-shared' if options.shared else ''}.onnx"
             if path.exists():
                 continue
             began = time.perf_counter()
             try:
-                export(build(name), MODELS[name], exporter, path)
+                export(build(name, options.shared), sizes[name], exporter, path)
             except Exception as error:  # one exporter's failure must not keep the other models from being written
                 failed.append(path.name)
                 print(f"{path.name}: {type(error).__name__}: {str(error).splitlines()[0]}", flush=True)

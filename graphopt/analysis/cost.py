@@ -51,7 +51,7 @@ class CostAnalysis(Analysis[Cost]):
 
 def cost(model: Model) -> Cost:
     """Count a model's MACs and parameters; linear in nodes. Does not change the model."""
-    shapes = known_shapes(_one_image(model))
+    shapes = known_shapes(with_batch(model, 1))
     producers = {t.name: node for node in model.graph.nodes for t in node.outputs}
     seen: set[str] = set()
     by_node: dict[str, NodeCost] = {}
@@ -76,13 +76,16 @@ def cost(model: Model) -> Cost:
     return Cost(total, params, by_node, tuple(unknown))
 
 
-def _one_image(model: Model) -> Model:
-    """A copy that takes one image: an axis into which the batch was merged then has its true size."""
+def with_batch(model: Model, size: int) -> Model:
+    """A copy that takes ``size`` images: an axis into which the batch was merged then has its true size.
+
+    A batch that the model fixes stays.
+    """
     twin = model.copy()
     changed = False
     for tensor in twin.graph.inputs:
         if tensor.shape and not isinstance(tensor.shape[0], int):
-            tensor.shape = [1, *tensor.shape[1:]]
+            tensor.shape = [size, *tensor.shape[1:]]
             changed = True
     if changed:
         _infer(twin)
@@ -205,7 +208,31 @@ def _matmul(node: gs.Node, inputs: list[Shape | None], output: Shape | None, pro
     return None if b is None or out is None else prod(out) * b[-2 if len(b) > 1 else 0]
 
 
+def einsum_terms(equation: str | bytes) -> tuple[list[str], str] | None:
+    """The letters of each operand of an Einsum and of its result; None where there is an ellipsis or a diagonal."""
+    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
+    left, arrow, right = text.partition("->")
+    operands = left.split(",")
+    if not arrow:  # the letters that occur once, in alphabetical order
+        right = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    if "." in text or any(len(set(term)) < len(term) for term in (*operands, right)):
+        return None
+    return operands, right
+
+
+def _einsum(node: gs.Node, inputs: list[Shape | None], output: Shape | None, producers: Producers) -> int | None:
+    if not any(is_constant(t, producers) for t in node.inputs):
+        return 0
+    terms = einsum_terms(node.attrs["equation"])
+    shapes = [_at_batch_one(shape) for shape in inputs]
+    if terms is None or any(s is None or len(s) != len(t) for s, t in zip(shapes, terms[0], strict=True)):
+        return None
+    sizes = {k: d for term, shape in zip(terms[0], shapes, strict=True) for k, d in zip(term, shape or [], strict=True)}
+    return prod(sizes.values())
+
+
 _COUNTERS: dict[str, Counter] = {
+    "Einsum": _einsum,
     "Conv": _conv,
     "QLinearConv": _conv,
     "ConvInteger": _conv,

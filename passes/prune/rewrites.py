@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
+from graphopt.analysis.labels.indexing import equal_parts
 from graphopt.passes.prune.surgery import Edit, rewrites
 
 
-@rewrites("Conv")
+@rewrites("Conv", "ConvTranspose")
 def conv(edit: Edit) -> None:
     """A depthwise convolution has as many groups as channels stay; others keep their groups."""
     groups = int(edit.node.attrs.get("group", 1))
@@ -20,19 +22,14 @@ def conv(edit: Edit) -> None:
         edit.node.attrs["group"] = int(kept.sum()) // per_out
 
 
-@rewrites("ConvTranspose")
-def conv_transpose(edit: Edit) -> None:
-    groups = int(edit.node.attrs.get("group", 1))
-    kept = edit.kept_in()[1] if len(edit.kept_in()) > 1 else None
-    if groups > 1 and kept is not None:
-        edit.node.attrs["group"] = int(kept.sum())
-
-
 @rewrites("Reshape", "Expand")
 def target_shape(edit: Edit) -> None:
     """Entries that name a channel count; 0 and -1 mean the right thing by themselves."""
     shape, kept = edit.ints(1), edit.kept_out()
-    if shape is None or all(m is None for m in kept):
+    if all(m is None for m in kept):
+        return
+    if shape is None:
+        _computed_shape(edit, kept)
         return
     lead = len(kept) - len(shape)
     for k, mask in enumerate(kept):
@@ -40,6 +37,21 @@ def target_shape(edit: Edit) -> None:
         if mask is not None and at >= 0 and shape[at] > 0 and (edit.node.op == "Reshape" or shape[at] == mask.size):
             shape[at] = int(mask.sum())
     edit.put(1, None, shape)
+
+
+def _computed_shape(edit: Edit, kept: list[np.ndarray | None]) -> None:
+    """Overwrite entries of a shape that is computed at run time."""
+    node, model = edit.node, edit.model
+    old = node.inputs[1]
+    rank = old.shape[0] if old.shape and isinstance(old.shape[0], int) else len(kept)
+    masks = kept[len(kept) - rank :]
+    others = np.array([int(m is None) for m in masks], dtype=np.int64)
+    counts = np.array([0 if m is None else int(m.sum()) for m in masks], dtype=np.int64)
+    for op, value in (("Mul", others), ("Add", counts)):
+        new = gs.Variable(model.fresh_name(f"{node.name}_shape"), dtype=np.int64, shape=[rank])
+        by = model.constant(f"{node.name}_kept", value)
+        edit.before.append(gs.Node(op, model.fresh_name(f"{node.name}_shape"), {}, [node.inputs[1], by], [new]))
+        node.inputs[1] = new
 
 
 @rewrites("Resize")
@@ -62,14 +74,31 @@ def slice_(edit: Edit) -> None:
         return
     starts, ends, given = edit.ints(1, "starts"), edit.ints(2, "ends"), edit.ints(3, "axes")
     assert starts is not None and ends is not None
+    steps = edit.ints(4) or [1] * len(starts)
     for k, axis in enumerate(range(len(starts)) if given is None else given):
         mask = kept[axis]
-        if mask is not None:
+        if mask is not None and steps[k] != 1:  # what is left is at irregular distances
+            _gather_instead(edit, axis, _renumbered(mask, np.arange(mask.size)[starts[k] : ends[k] : steps[k]]))
+            starts[k], ends[k], steps[k] = 0, np.iinfo(np.int64).max, 1
+        elif mask is not None:
             first, last, _ = slice(starts[k], ends[k]).indices(mask.size)
             starts[k] = int(mask[:first].sum())
             ends[k] = int(mask[: max(first, last)].sum())
     edit.put(1, "starts", starts)
     edit.put(2, "ends", ends)
+    if edit.ints(4) is not None:
+        edit.put(4, None, steps)
+
+
+def _gather_instead(edit: Edit, axis: int, indices: list[int]) -> None:
+    """Leave it to a Gather before the Slice which entries of an axis it sees."""
+    node, model = edit.node, edit.model
+    picked = gs.Variable(model.fresh_name(f"{node.name}_picked"), dtype=node.inputs[0].dtype)
+    order = model.constant(f"{node.name}_order", np.array(indices, dtype=np.int64))
+    edit.before.append(
+        gs.Node("Gather", model.fresh_name(f"{node.name}_gather"), {"axis": axis}, [node.inputs[0], order], [picked])
+    )
+    node.inputs[0] = picked
 
 
 @rewrites("Gather")
@@ -80,23 +109,32 @@ def gather(edit: Edit) -> None:
         return
     mask, indices = kept[axis], edit.ints(1)
     assert mask is not None and indices is not None
-    position = np.cumsum(mask) - 1
-    at = np.array(indices, dtype=np.int64)
-    at = np.where(at < 0, at + mask.size, at)
-    edit.put(1, None, [int(v) for v in position[at[mask[at]]]])
+    edit.put(1, None, _renumbered(mask, np.array(indices, dtype=np.int64)))
+
+
+def _renumbered(mask: np.ndarray, indices: np.ndarray) -> list[int]:
+    """Indices of what stays, counted among what stays."""
+    at = np.where(indices < 0, indices + mask.size, indices)
+    return [int(v) for v in (np.cumsum(mask) - 1)[at[mask[at]]]]
 
 
 @rewrites("Split")
 def split(edit: Edit) -> None:
-    sizes = edit.ints(1, "split")
-    kept = edit.kept_in()
-    axis = int(edit.node.attrs.get("axis", 0))
-    if sizes is None or not kept or kept[axis] is None:
+    node, kept = edit.node, edit.kept_in()
+    axis = int(node.attrs.get("axis", 0))
+    mask = kept[axis] if kept else None
+    if mask is None:
         return
-    mask = kept[axis]
-    assert mask is not None
-    parts = np.split(mask, np.cumsum(sizes)[:-1])
-    edit.put(1, "split", [int(p.sum()) for p in parts])
+    sizes = edit.ints(1, "split")
+    given = sizes or equal_parts(mask.size, len(node.outputs))
+    left = [int(p.sum()) for p in np.split(mask, np.cumsum(given)[:-1])]
+    if sizes is not None:
+        edit.put(1, "split", left)
+    elif edit.model.opset < 13:
+        node.attrs["split"] = left
+    else:
+        node.attrs.pop("num_outputs", None)
+        node.inputs = [node.inputs[0], edit.model.constant(f"{node.name}_sizes", np.array(left, dtype=np.int64))]
 
 
 @rewrites("Pad")

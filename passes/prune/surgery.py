@@ -26,10 +26,14 @@ def remove(model: Model, labels: Labels, keep: np.ndarray) -> None:
     with model.edit() as graph:
         expected = _expected_shapes(model, labels, keep)
         _slice_constants(model, labels, keep)
+        added: dict[int, list[gs.Node]] = {}
         for index, node in enumerate(graph.nodes):
             rewrite = _REWRITES.get(node.op)
             if rewrite is not None and is_standard(node):
-                rewrite(Edit(model, labels, keep, index, node))
+                edit = Edit(model, labels, keep, index, node)
+                rewrite(edit)
+                added[index] = edit.before
+        _gather_shuffles(model, labels, keep, added)
         infer_shapes(model, fresh=True)
         _check_shapes(model, expected)
 
@@ -41,7 +45,8 @@ def _expected_shapes(model: Model, labels: Labels, keep: np.ndarray) -> dict[str
             continue
         axes = labels.tensors.get(name, [None] * len(tensor.shape))
         shapes[name] = [
-            d if v is None or keep[v].all() else int(keep[v].sum()) for d, v in zip(tensor.shape, axes, strict=True)
+            d if v is None or not isinstance(d, int) or keep[v].all() else int(keep[v].sum())
+            for d, v in zip(tensor.shape, axes, strict=True)
         ]
     return shapes
 
@@ -57,6 +62,29 @@ def _check_shapes(model: Model, expected: dict[str, list[int | str | None]]) -> 
         for have, need in zip(tensor.shape, want, strict=True):
             if isinstance(have, int) and isinstance(need, int) and have != need:
                 raise PassError(f"tensor {name!r} came out as {list(tensor.shape)} instead of {want}")
+
+
+def _gather_shuffles(model: Model, labels: Labels, keep: np.ndarray, added: dict[int, list[gs.Node]]) -> None:
+    """Write a Gather for a shuffle of an axis that loses entries: in between, it would have to stay rectangular."""
+    nodes = list(model.graph.nodes)
+    gone: set[int] = set()  # their numbers
+    for shuffle in labels.shuffles:
+        first, last = nodes[shuffle.chain[0]], nodes[shuffle.chain[-1]]
+        axes = labels.tensors[last.outputs[0].name]
+        groups = axes[shuffle.axis]
+        if groups is None or keep[groups].all():
+            continue
+        before = np.empty(groups.size, dtype=bool)
+        before[shuffle.order] = keep[groups]
+        position = np.cumsum(before) - 1
+        indices = position[shuffle.order[keep[groups]]]
+        last.op, last.attrs = "Gather", {"axis": shuffle.axis}
+        last.inputs = [first.inputs[0], model.constant(f"{last.name}_order", indices.astype(np.int64))]
+        gone.update(shuffle.chain[:-1])
+    for k in gone:
+        nodes[k].inputs.clear()
+        nodes[k].outputs.clear()
+    model.graph.nodes = [n for k, node in enumerate(nodes) if k not in gone for n in (*added.get(k, ()), node)]
 
 
 def _slice_constants(model: Model, labels: Labels, keep: np.ndarray) -> None:
@@ -116,6 +144,7 @@ class Edit:
 
     def __init__(self, model: Model, labels: Labels, keep: np.ndarray, index: int, node: gs.Node) -> None:
         self.model, self.labels, self.keep, self.index, self.node = model, labels, keep, index, node
+        self.before: list[gs.Node] = []  # nodes to put before this one
 
     def kept(self, tensor: gs.Tensor) -> list[np.ndarray | None]:
         """By axis, which entries stay (None: all)."""
@@ -133,20 +162,29 @@ class Edit:
         """Constant integers of an input or attribute, as the rules read them."""
         if attr is not None and attr in self.node.attrs:
             return [int(v) for v in self.node.attrs[attr]]
+        values = self.values(slot)
+        return None if values is None else [int(v) for v in values.ravel()]
+
+    def values(self, slot: int) -> np.ndarray | None:
+        """A constant input; None if it is not given or computed at run time (where it names channels, they are
+        locked)."""
         if slot >= len(self.node.inputs) or not self.node.inputs[slot].name:
             return None
         tensor = self.node.inputs[slot]
         if isinstance(tensor, gs.Constant):
-            return [int(v) for v in np.ravel(tensor.values)]
-        source = tensor.inputs[0]  # a Constant node: the rule accepted nothing else
+            return np.asarray(tensor.values)
+        source = tensor.inputs[0] if tensor.inputs else None
+        if source is None or source.op != "Constant":
+            return None
         value = next(iter(source.attrs.values()))
-        return [int(v) for v in np.ravel(value.values if isinstance(value, gs.Constant) else value)]
+        return np.asarray(value.values if isinstance(value, gs.Constant) else value)
 
     def put(self, slot: int, attr: str | None, values: list[int], dtype: type = np.int64) -> None:
         """Write integers back where they came from, if they changed."""
         if attr is not None and attr in self.node.attrs:
             self.node.attrs[attr] = values
         elif values != self.ints(slot):
-            old = self.node.inputs[slot]
+            old, before = self.node.inputs[slot], self.values(slot)
             kind = old.dtype if old.dtype is not None else dtype
-            self.node.inputs[slot] = self.model.constant(f"{old.name}_kept", np.array(values, dtype=kind))
+            shape = [-1] if before is None or before.ndim == 1 else before.shape
+            self.node.inputs[slot] = self.model.constant(f"{old.name}_kept", np.array(values, kind).reshape(shape))

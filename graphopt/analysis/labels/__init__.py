@@ -14,7 +14,7 @@ from graphopt.analysis.base import Analysis
 from graphopt.analysis.labels.propagate import propagate
 from graphopt.analysis.labels.registry import Unsupported, rule
 from graphopt.analysis.labels.result import Contraction, Family, Labels, Locked
-from graphopt.analysis.labels.scope import NodeScope, Slot
+from graphopt.analysis.labels.scope import NodeScope, Shuffle, Slot
 from graphopt.ir import Model
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Labels",
     "Locked",
     "NodeScope",
+    "Shuffle",
     "Slot",
     "Unsupported",
     "propagate",

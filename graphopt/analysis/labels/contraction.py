@@ -35,12 +35,15 @@ def conv(scope: NodeScope) -> None:
     weight = _static(scope.shape(1))
     x, groups = scope.axes(0), int(scope.attr("group", 1))
     _batch_free(scope, x)
-    y = _grouped(scope, x[1], weight[0], weight[1], groups, out_axis=0, in_axis=1)
+    y, _ = _grouped(scope, x[1], weight[0], weight[1], groups)
+    whole = groups > 1 and (weight[1] == 1 or weight[0] == groups)  # groups are dropped whole
+    scope.attach(1, 0, y, _FIXED)
+    scope.attach(1, 1, None if whole or x[1] is None else x[1][: weight[1]], _FIXED)
     for axis in range(2, len(weight)):
         scope.attach(1, axis, None)
     if scope.has(2):
         scope.attach(2, 0, y)
-    spatial = _spatial(scope.out_shape())
+    spatial = _spatial(scope.sizes(scope.node.outputs[0]))
     scope.out([None, y, *[None] * (len(weight) - 2)])
     _record(scope, y, weight[0], weight[1], groups, spatial * prod(weight[2:]))
 
@@ -51,31 +54,22 @@ def conv_transpose(scope: NodeScope) -> None:
     weight = _static(scope.shape(1))
     x, groups = scope.axes(0), int(scope.attr("group", 1))
     _batch_free(scope, x)
-    if groups == 1:
-        y: Axis = scope.fresh(weight[1])
-        scope.attach(1, 1, y, _FIXED)
-        scope.attach(1, 0, x[1], _FIXED)
-    elif weight[0] == groups and x[1] is not None:  # a whole group is one input channel
-        y = np.repeat(x[1], weight[1])
-        scope.attach(1, 0, x[1], _FIXED)
-        scope.attach(1, 1, None)
-    else:
-        raise Unsupported("grouped transposed convolutions are not followed")
+    per_group, outputs = weight[0] // groups, weight[1] * groups
+    y, per_out = _grouped(scope, x[1], outputs, per_group, groups)
+    scope.attach(1, 1, per_out, _FIXED)
+    scope.attach(1, 0, x[1] if x[1] is not None else None, _FIXED)
     for axis in range(2, len(weight)):
         scope.attach(1, axis, None)
     if scope.has(2):
         scope.attach(2, 0, y)
     scope.out([None, y, *[None] * (len(weight) - 2)])
-    scale = _spatial(scope.shape(0)) * prod(weight[2:])
-    inputs = [(0, 1, x[1])] if groups == 1 else []
-    second: Axis = y if groups == 1 else None
-    scope.contraction(scale, [x[1], second], inputs, [weight[0], weight[1]])
+    scale = _spatial(scope.sizes(scope.node.inputs[0])) * prod(weight[2:])
+    summed = [(0, 1, x[1])] if per_group > 1 or groups == 1 else []
+    scope.contraction(scale, [x[1], per_out], summed, [weight[0], weight[1]])
 
 
-def _grouped(
-    scope: NodeScope, x: Axis, outputs: int, per_group: int, groups: int, out_axis: int, in_axis: int
-) -> np.ndarray:
-    """Couple the channels of a convolution and return those of its output.
+def _grouped(scope: NodeScope, x: Axis, outputs: int, per_group: int, groups: int) -> tuple[np.ndarray, Axis]:
+    """Couple the channels of a convolution; returns those of its output, and those of one group of it.
 
     Depthwise (and in general one channel in or out per group): a group is dropped as a whole and ``group`` is
     rewritten. Other grouped convolutions keep their groups, and every group loses the same positions, so that the
@@ -84,9 +78,7 @@ def _grouped(
     per_out = outputs // groups
     if groups == 1:
         y = scope.fresh(outputs)
-        scope.attach(1, out_axis, y, _FIXED)
-        scope.attach(1, in_axis, x, _FIXED)
-        return y
+        return y, y
     if per_group == 1 or per_out == 1:
         if x is None:  # the input is fixed, so the groups are, and with them the outputs
             y = scope.fresh(outputs)
@@ -96,18 +88,12 @@ def _grouped(
             for k in range(1, per_group):
                 scope.builder.tie(blocks[:, 0], blocks[:, k])
             y = np.repeat(blocks[:, 0], per_out)
-        scope.attach(1, out_axis, y, _FIXED)
-        scope.attach(1, in_axis, None)
-        return y
+        return y, None
     y = scope.fresh(outputs)
     _tie_rows(scope, y.reshape(groups, per_out))
-    scope.attach(1, out_axis, y, _FIXED)
-    if x is None:
-        scope.attach(1, in_axis, None)
-    else:
+    if x is not None:
         _tie_rows(scope, x.reshape(groups, per_group))
-        scope.attach(1, in_axis, x[:per_group], _FIXED)
-    return y
+    return y, y[:per_out]
 
 
 def _tie_rows(scope: NodeScope, table: np.ndarray) -> None:
@@ -140,14 +126,13 @@ def gemm(scope: NodeScope) -> None:
         if len(bias) == 2 and bias[0] != 1:
             scope.attach(2, 0, left, _FIXED)
     scope.out([left, y])
-    macs = _weighted(scope) * (1 if a[rows] is None or left is not None else int(a[rows] or 1))
     inner = scope.axes(0)[inner_a]
-    outer: list[Axis] = [y, inner] if left is None else [y, inner, left]
-    sizes = [b[columns], a[inner_a] or b[inner_b]] + ([] if left is None else [a[rows]])
-    scope.contraction(macs, outer, [(0, inner_a, inner), (1, inner_b, scope.axes(1)[inner_b])], sizes)
+    sizes = [b[columns], a[inner_a] or b[inner_b], scope.sizes(scope.node.inputs[0])[rows]]
+    inputs = [(0, inner_a, inner), (1, inner_b, scope.axes(1)[inner_b])]
+    scope.contraction(weighted(scope), [y, inner, left], inputs, sizes)
 
 
-def _weighted(scope: NodeScope) -> int:
+def weighted(scope: NodeScope) -> int:
     """1 if a factor is constant; 0 for a product of two activations, whose MACs do not count."""
     return int(any(is_constant(t, scope.builder.producers) for t in scope.node.inputs[:2]))
 
@@ -165,6 +150,8 @@ def _product(scope: NodeScope, inner_a: int, inner_b: int, columns: int) -> Axis
         scope.attach(0, inner_a, b[inner_b])
     else:
         scope.tie(a[inner_a], b[inner_b], f"{scope.op} sums over them together with an axis that cannot change")
+        if scope.shape(0)[inner_a] is None:
+            scope.lock(a[inner_a], f"{scope.op} sums over them and over the batch")
     return b[columns]
 
 
@@ -199,11 +186,8 @@ def matmul(scope: NodeScope) -> None:
         else:
             lead.append(la if have_a else lb)
     scope.out([*lead, rows, y])
-    scale = _weighted(scope)
-    for k, size in enumerate(out[:-2]):
-        scale *= 1 if (k == 0 and size is None) or lead[k] is not None else size or 1
-    labelled = [v for v in lead if v is not None]
     inner = scope.axes(0)[-1] if not scope.is_const(0) else right[-2]
-    axes: list[Axis] = [y, inner, rows, *labelled]
-    sizes: list[int | None] = [out[-1], a[-1] or b[-2], out[-2], *[v.size for v in labelled]]
-    scope.contraction(scale, axes, [(0, len(a) - 1, left[-1]), (1, len(b) - 2, right[-2])], sizes)
+    axes: list[Axis] = [y, inner, rows, *lead]
+    of_one = scope.sizes(scope.node.outputs[0])
+    sizes = [of_one[-1], a[-1] or b[-2], of_one[-2], *of_one[:-2]]
+    scope.contraction(weighted(scope), axes, [(0, len(a) - 1, left[-1]), (1, len(b) - 2, right[-2])], sizes)

@@ -27,11 +27,11 @@ def slice_(scope: NodeScope) -> None:
         labels = axes[axis]
         if labels is None:
             continue
-        if step != 1:
-            scope.lock(labels, "a Slice with a step runs over the channels")
+        if scope.shape(0)[axis] is None:
+            scope.lock(labels, "a Slice runs over an axis that holds the batch as well")
             axes[axis] = None
         else:
-            axes[axis] = labels[start:end]
+            axes[axis] = labels[start:end:step]
     scope.out(axes)
 
 
@@ -49,13 +49,23 @@ def gather(scope: NodeScope) -> None:
     picked: Axes = [None] * len(indices)
     if labels is not None:
         values = scope.values(1)
-        if values is None or values.ndim != 1:
-            scope.lock(labels, "Gather picks single channels, or indices computed at run time")
+        if data[axis] is None:
+            scope.lock(labels, "a Gather picks from an axis that holds the batch as well")
+        elif values is None:
+            scope.lock(labels, "Gather picks channels that are computed at run time; fold constants first")
+        elif values.ndim != 1:  # the others may go, and the indices are counted anew
+            scope.lock(labels[values.astype(np.int64)], "Gather picks single channels")
         else:
             picked = [labels[values.astype(np.int64)]]
     if not scope.is_const(1):
         scope.lock_axes(scope.axes(1), "they are used as indices")
     scope.out([*axes[:axis], *picked, *axes[axis + 1 :]])
+
+
+def equal_parts(size: int, count: int) -> list[int]:
+    """The sizes of a Split that gives none: equal, but for the last."""
+    each = -(-size // count)
+    return [min(each, size - each * k) for k in range(count)]
 
 
 @rule("Split")
@@ -67,17 +77,9 @@ def split(scope: NodeScope) -> None:
         for k in range(len(scope.node.outputs)):
             scope.out(axes, k)
         return
-    sizes = scope.ints(1, "split")
-    count = len(scope.node.outputs)
-    if sizes is None:
-        each = -(-labels.size // count)
-        sizes = [min(each, labels.size - each * k) for k in range(count)]
-        # Without sizes the parts are equal, and must stay so: part k keeps what part 0 keeps.
-        if labels.size % count:
-            raise Unsupported("a Split into unequal parts without sizes is not followed")
-        parts = labels.reshape(count, -1)
-        for row in parts[1:]:
-            scope.builder.tie(parts[0], row)
+    sizes = scope.ints(1, "split") or equal_parts(labels.size, len(scope.node.outputs))
+    if scope.shape(0)[axis] is None:
+        raise Unsupported("a Split of an axis that holds the batch as well is not followed")
     if sum(sizes) != labels.size:
         raise Unsupported(f"the sizes of its parts add up to {sum(sizes)}, not to {labels.size}")
     for k, part in enumerate(np.split(labels, np.cumsum(sizes)[:-1])):
@@ -105,6 +107,8 @@ def concat(scope: NodeScope) -> None:
                     scope.attach(s, k, first)
             result[k] = first
     if any(p[axis] is not None for p in parts):
+        if scope.out_shape()[axis] is None:
+            raise Unsupported("joining along an axis that holds the batch as well is not followed")
         joined = []
         for s in slots:
             labels = parts[s][axis]
@@ -137,7 +141,12 @@ def pad(scope: NodeScope) -> None:
         before, after, labels = pads[k], pads[k + len(at)], axes[axis]
         if labels is None or not (before or after):
             continue
-        if before < 0 or after < 0 or scope.attr("mode", "constant") not in ("constant", b"constant"):
+        if (
+            scope.shape(0)[axis] is None
+            or before < 0
+            or after < 0
+            or scope.attr("mode", "constant") not in ("constant", b"constant")
+        ):
             scope.lock(labels, "Pad crops or mirrors the channels")
             axes[axis] = None
         else:
@@ -172,6 +181,8 @@ def _entries_read(scope: NodeScope, rank: int) -> set[int]:
             try:
                 if node.op in ("Cast", "Identity"):
                     todo.append(node.outputs[0])
+                elif node.op == "Expand" and tensor is scope.node.outputs[0] and first == 0 and last == rank:
+                    continue  # its rule sees to it
                 elif node.op == "Gather" and node.inputs[0] is tensor:
                     read.update(np.ravel(entries[np.asarray(inner.ints(1), np.int64)]).tolist())
                 elif node.op == "Slice" and node.inputs[0] is tensor:

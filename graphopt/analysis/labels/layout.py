@@ -6,10 +6,10 @@ from math import prod
 
 import numpy as np
 
-from graphopt.analysis.cost import Shape
 from graphopt.analysis.labels.reading import carry
 from graphopt.analysis.labels.registry import Unsupported, rule
-from graphopt.analysis.labels.scope import Axes, NodeScope
+from graphopt.analysis.labels.scope import Axes, Axis, NodeScope
+from graphopt.analysis.labels.shuffle import find_shuffle
 
 
 @rule("Transpose")
@@ -41,45 +41,62 @@ def unsqueeze(scope: NodeScope) -> None:
 
 @rule("Reshape", "Flatten")
 def reshape(scope: NodeScope) -> None:
-    axes, before = scope.axes(0), scope.shape(0)
+    axes = scope.axes(0)
     if all(v is None for v in axes):
         scope.out([None] * len(scope.out_shape()))
         return
-    if scope.op == "Reshape":
-        scope.ints(1)  # must be constant to be rewritten
-    start, target, after = _sizes(scope, before)
+    shuffle = find_shuffle(scope)
+    if shuffle is not None:
+        labels = axes[shuffle.axis]
+        axes[shuffle.axis] = None if labels is None else labels[shuffle.order]
+        scope.builder.arriving[shuffle.chain[-1]] = axes
+        scope.builder.shuffles.append(shuffle)
+        scope.out([None] * len(scope.out_shape()))
+        return
+    # For several images, so that it shows where the batch goes when it is merged with other axes.
+    start, target = _sizes(scope, True)
+    of_one = _sizes(scope, False)[1]
+    whole = [None if v is None else np.tile(v, n // v.size) for v, n in zip(axes, start, strict=True)]
     result: Axes = []
     for ins, outs in _chunks(start, target):
-        part = [axes[k] for k in ins]
+        part = [whole[k] for k in ins]
         if all(v is None for v in part):
             result.extend([None] * len(outs))
             continue
         to = [target[k] for k in outs]
         result.extend(carry(scope, part, [start[k] for k in ins], lambda a, to=to: a.reshape(to)))  # type: ignore[misc]
     for k, labels in enumerate(result):
-        if labels is not None and after[k] is None:
-            scope.lock(labels, "they are merged with an axis whose size varies")
+        if labels is not None:
+            result[k] = _of_one(scope, labels, of_one[k])
+            if scope.op == "Reshape" and target[k] != of_one[k] and scope.values(1) is None:
+                scope.lock(labels, "how many of them the batch holds is computed at run time; fold constants first")
     scope.out(result)
 
 
-def _sizes(scope: NodeScope, before: Shape) -> tuple[list[int], list[int], Shape]:
-    """Sizes before and after at batch 1, and the sizes after as inference gave them."""
-    after = list(scope.out_shape())
-    if None in before[1:]:
+def _of_one(scope: NodeScope, labels: np.ndarray, size: int) -> Axis:
+    """The labels of one image, ``size`` of them, if those of several images repeat them; else none, and a lock."""
+    if labels.size % size == 0 and np.array_equal(labels, np.tile(labels[:size], labels.size // size)):
+        return labels[:size]
+    scope.lock(labels, "they are merged with the batch, which varies faster")
+    return None
+
+
+def _sizes(scope: NodeScope, many: bool) -> tuple[list[int], list[int]]:
+    """Sizes before and after; one that inference did not find follows from the others."""
+    start = scope.sizes(scope.node.inputs[0], many)
+    target = scope.sizes(scope.node.outputs[0], many)
+    if None in start[1:]:
         raise Unsupported("the sizes of its input are not known")
-    start = [1 if d is None else int(d) for d in before]
-    total = prod(start)
-    target = [1 if d is None and k == 0 and before[0] is None else d for k, d in enumerate(after)]
+    before = [1 if d is None else int(d) for d in start]
+    total = prod(before)
     open_axes = [k for k, d in enumerate(target) if d is None]
     known = prod(d for d in target if d is not None)
     if len(open_axes) == 1 and known and total % known == 0:
         target[open_axes[0]] = total // known
-    elif not open_axes and known != total and after[0] is None and total % max(1, known) == 0:
-        target[0] = total // known
-    final = [int(d) for d in target if d is not None]
-    if len(final) != len(target) or prod(final) != total or not total:
+    after = [int(d) for d in target if d is not None]
+    if len(after) != len(target) or prod(after) != total or not total:
         raise Unsupported("the sizes of its output are not known")
-    return start, final, after
+    return before, after
 
 
 def _chunks(start: list[int], target: list[int]) -> list[tuple[list[int], list[int]]]:
@@ -108,18 +125,34 @@ def _chunks(start: list[int], target: list[int]) -> list[tuple[list[int], list[i
 
 @rule("Expand")
 def expand(scope: NodeScope) -> None:
-    axes, before = scope.axes(0), scope.shape(0)
-    if any(v is not None for v in axes):
-        scope.ints(1)
-    after = scope.out_shape()
-    lead = len(after) - len(before)
-    result: Axes = [None] * len(after)
-    for k, labels in enumerate(axes):
-        if labels is not None and before[k] == after[k + lead]:
-            result[k + lead] = labels
+    """Labels pass. An axis of size 1 is repeated as often as is needed: any may go, or what the tensor loses whose
+    shape it takes on."""
+    axes, before, after = scope.axes(0), scope.sizes(scope.node.inputs[0]), scope.sizes(scope.node.outputs[0])
+    fixed, model = scope.out_shape(), _shape_of(scope)
+    result: Axes = []
+    for k, size in enumerate(after):
+        at = k - (len(after) - len(before))
+        there = None if model is None or k < len(after) - len(model) else model[k - (len(after) - len(model))]
+        if at >= 0 and (before[at] == size or size is None):  # the axis is not repeated
+            labels = axes[at]
+            if scope.is_const(0) and size not in (None, 1):
+                labels = scope.hidden(size) if there is None else there
+                scope.attach(0, at, labels)
+            if model is not None:
+                labels = scope.tie(labels, there, "Expand gives them the size of an axis that cannot change")
         else:
-            scope.lock(labels, "Expand repeats them")
+            scope.lock(axes[at] if at >= 0 else None, "Expand repeats them")
+            labels = there if model is not None or fixed[k] is None else scope.hidden(int(size or 1))
+        result.append(labels)
     scope.out(result)
+
+
+def _shape_of(scope: NodeScope) -> Axes | None:
+    """Labels of the tensor whose shape a Shape node hands to this one; None if the target comes otherwise."""
+    source = scope.builder.producers.get(scope.node.inputs[1].name)
+    if source is None or source.op != "Shape" or source.attrs.get("start", 0) or "end" in source.attrs:
+        return None
+    return scope.builder.axes.get(source.inputs[0].name)
 
 
 @rule("Tile")

@@ -65,17 +65,23 @@ def along_axis(scope: NodeScope) -> None:
     scope.out(axes)
 
 
-_REDUCTIONS = "Sum Mean Max Min Prod L1 L2 SumSquare LogSum LogSumExp".split()
+_REDUCTIONS = "Mean Max Min Prod LogSum LogSumExp".split()
+_SUMS = "Sum L1 L2 SumSquare".split()  # to which zeros add nothing
 
 
-@rule(*[f"Reduce{kind}" for kind in _REDUCTIONS])
+@rule(*[f"Reduce{kind}" for kind in (*_REDUCTIONS, *_SUMS)])
 def reduction(scope: NodeScope) -> None:
-    """The reduced axes disappear; a reduction over channels fixes them."""
+    """The reduced axes disappear. A sum over channels is one like that of a product; others fix them."""
     axes = scope.axes(0)
     given = scope.ints(1, "axes")
     if not given:
         given = [] if scope.attr("noop_with_empty_axes", 0) else list(range(len(axes)))
-    _reduce(scope, axes, [scope.axis(k, len(axes)) for k in given], bool(scope.attr("keepdims", 1)))
+    reduced = [scope.axis(k, len(axes)) for k in given]
+    if scope.op.removeprefix("Reduce") in _SUMS:
+        summed = [k for k in reduced if axes[k] is not None and scope.shape(0)[k] is not None]
+        scope.contraction(0, [], [(0, k, axes[k]) for k in summed], [])
+        axes = [None if k in summed else v for k, v in enumerate(axes)]
+    _reduce(scope, axes, reduced, bool(scope.attr("keepdims", 1)))
 
 
 @rule("ArgMax", "ArgMin")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
-from graphopt.analysis.cost import known_shapes
+from graphopt.analysis.cost import Shape, known_shapes, with_batch
 
 # Importing these modules registers their rules.
 from graphopt.analysis.labels import (  # noqa: F401
     contraction,
+    einsum,
     elementwise,
     indexing,
     layout,
@@ -21,6 +22,8 @@ from graphopt.analysis.labels.scope import Builder, NodeScope
 from graphopt.ir import Model
 from graphopt.ir.view import reads
 
+# Sizes that differ between one image and this many depend on the batch; a prime that few models have as a size.
+MANY = 5
 # Operators that read no channels: nothing to lock, nothing to report.
 _SOURCES = {"Constant", "ConstantOfShape", "Range", "RandomNormal", "RandomUniform", "EyeLike", "NonZero"}
 
@@ -30,7 +33,10 @@ def propagate(model: Model) -> Labels:
     graph = model.graph
     makers = {t.name: i for i, node in enumerate(graph.nodes) for t in node.outputs if t.name}
     producers = {name: graph.nodes[i] for name, i in makers.items()}
-    builder = Builder(model.opset, known_shapes(model), producers)
+    one, many = (known_shapes(with_batch(model, size)) for size in (1, MANY))
+    bound = frozenset((*model.captured(), *(t.name for t in graph.outputs)))
+    numbers = {id(node): index for index, node in enumerate(graph.nodes)}
+    builder = Builder(model.opset, _closed(one, many), one, many, producers, bound, numbers)
     for tensor in graph.inputs:
         builder.axes[tensor.name] = [None] * len(builder.shapes.get(tensor.name, []))
     for index, node in enumerate(graph.nodes):
@@ -41,9 +47,21 @@ def propagate(model: Model) -> Labels:
     return finish(builder, [n.name for n in graph.nodes], [n.op for n in graph.nodes])
 
 
+def _closed(one: dict[str, Shape], many: dict[str, Shape]) -> dict[str, Shape]:
+    """Shapes with None for the sizes that are unknown or depend on the batch."""
+    return {
+        name: [d if d == e else None for d, e in zip(shape, many[name], strict=True)]
+        for name, shape in one.items()
+        if len(shape) == len(many.get(name, []))
+    }
+
+
 def _visit(builder: Builder, index: int, node: gs.Node) -> None:
     scope = NodeScope(builder, index, node)
     found = find_rule(node.op, node.domain)
+    if index in builder.arriving:
+        scope.out(builder.arriving[index])
+        return
     try:
         if found is None:
             if node.op in _SOURCES:
@@ -60,7 +78,7 @@ def _visit(builder: Builder, index: int, node: gs.Node) -> None:
 
 def _check_sizes(scope: NodeScope) -> None:
     for tensor in scope.node.outputs:
-        axes, shape = scope.builder.axes.get(tensor.name), scope.builder.shapes.get(tensor.name)
+        axes, shape = scope.builder.axes.get(tensor.name), scope.builder.one.get(tensor.name)
         if axes is None or shape is None:
             continue
         if len(axes) != len(shape):

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from graphopt.analysis.labels.scope import Axes, Builder, Slot
+from graphopt.analysis.labels.scope import Axes, Builder, Shuffle, Slot
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Labels:
     """Channel groups of a model. Label vectors hold group numbers, one per index; None: nothing to remove there.
 
     ``tensors``: label vectors of each activation by name, one per axis. ``slots``: those of constants, by use.
-    ``fixed`` [count] marks groups that must stay; ``locked`` says why, once per node and reason. ``names`` and
-    ``ops`` are those of the model's nodes, in order.
+    ``shuffles``: nodes that only reorder an axis. ``fixed`` [count] marks groups that must stay; ``locked`` says why,
+    once per node and reason. ``names`` and ``ops`` are those of the model's nodes, in order.
     """
 
     count: int
@@ -67,6 +67,7 @@ class Labels:
     contractions: tuple[Contraction, ...]
     families: tuple[Family, ...]
     locked: tuple[Locked, ...]
+    shuffles: tuple[Shuffle, ...]
     names: tuple[str, ...]
     ops: tuple[str, ...]
 
@@ -103,7 +104,9 @@ def finish(builder: Builder, names: list[str], ops: list[str]) -> Labels:
     )
     families = _families(builder, group, fixed, tensors, slots, contractions, names)
     locked = _reasons(builder, group, first, names, ops)
-    return Labels(count, fixed, tensors, slots, contractions, families, locked, tuple(names), tuple(ops))
+    return Labels(
+        count, fixed, tensors, slots, contractions, families, locked, tuple(builder.shuffles), tuple(names), tuple(ops)
+    )
 
 
 def _components(builder: Builder) -> tuple[np.ndarray, int]:

@@ -29,6 +29,15 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Shuffle:
+    """The nodes ``chain`` (numbers, in order) together give what a Gather of ``order`` along ``axis`` would."""
+
+    chain: tuple[int, ...]
+    axis: int
+    order: np.ndarray
+
+
+@dataclass(frozen=True)
 class RawContraction:
     """A sum over channels. Its MACs are ``scale`` times the sizes of ``axes``; ``inputs`` say which axis of which
     activation is summed over: (input slot, axis, labels)."""
@@ -41,11 +50,19 @@ class RawContraction:
 
 @dataclass
 class Builder:
-    """Everything collected while walking the graph."""
+    """Everything collected while walking the graph.
+
+    ``shapes`` have None for sizes that are unknown or depend on the batch; ``one`` and ``many`` are those of one and
+    of several images. An axis whose size depends on the batch may carry the labels of one image: they repeat.
+    """
 
     opset: int
     shapes: dict[str, Shape]
+    one: dict[str, Shape]
+    many: dict[str, Shape]
     producers: dict[str, gs.Node]
+    bound: frozenset[str] = frozenset()  # tensors that something outside of the nodes reads
+    numbers: dict[int, int] = field(default_factory=dict)  # of the nodes, by their id()
     count: int = 0
     axes: dict[str, Axes] = field(default_factory=dict)
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
@@ -53,6 +70,8 @@ class Builder:
     origins: list[tuple[int, int, int]] = field(default_factory=list)
     slots: dict[Slot, np.ndarray] = field(default_factory=dict)
     contractions: list[RawContraction] = field(default_factory=list)
+    shuffles: list[Shuffle] = field(default_factory=list)
+    arriving: dict[int, Axes] = field(default_factory=dict)  # labels of what the last node of a shuffle gives
     unknown: list[tuple[int, str]] = field(default_factory=list)
 
     def fresh(self, size: int, node: int | None) -> np.ndarray:
@@ -101,6 +120,11 @@ class NodeScope:
 
     def out_shape(self, k: int = 0) -> Shape:
         return self._shape(self.node.outputs[k])
+
+    def sizes(self, tensor: gs.Tensor, many: bool = False) -> Shape:
+        """Sizes of a tensor of this node for one image (or for several), None where unknown."""
+        shape = (self.builder.many if many else self.builder.one).get(tensor.name)
+        return list(shape) if shape is not None else self._shape(tensor)
 
     def _shape(self, tensor: gs.Tensor) -> Shape:
         if isinstance(tensor, gs.Constant):

@@ -5,48 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
+from small_graphs import HEAD, build, shapes
 
-from graphopt import Model
 from graphopt.analysis.labels import propagate
+from graphopt.ir import infer_shapes
 from graphopt.passes.prune.surgery import remove
-
-
-def build(
-    body: str,
-    weights: dict[str, tuple[int, ...]],
-    x: str = "float[N,3,8,8] x",
-    y: str = "float[N,5] y",
-    ints: dict[str, list[int]] | None = None,
-    opset: int = 17,
-) -> Model:
-    """A model in ONNX text whose weights are given by shape alone and filled with noise."""
-    names = {**weights, **{k: (len(v),) for k, v in (ints or {}).items()}}
-    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g ({x}) => ({y})\n'
-    declared = ", ".join(
-        f"{'int64' if ints and k in ints else 'float'}[{','.join(map(str, s))}] {k} = "
-        + "{"
-        + ",".join(_fill(k, s, ints))
-        + "}"
-        for k, s in names.items()
-    )
-    return Model.from_text(text + f"<{declared}>\n" + "{\n" + body + "\n}")
-
-
-def _fill(name: str, shape: tuple[int, ...], ints: dict[str, list[int]] | None) -> list[str]:
-    if ints and name in ints:
-        return [str(v) for v in ints[name]]
-    rng = np.random.default_rng(sum(name.encode()))
-    values = rng.standard_normal(int(np.prod(shape)))
-    if name.startswith("var"):
-        values = np.abs(values) + 0.5
-    return [f"{v:.5f}" for v in values]
-
-
-HEAD = "p = GlobalAveragePool(z)\n f = Flatten(p)\n y = Gemm<transB=1>(f, wf, bf)"
-
-
-def shapes(model: Model) -> dict[str, list[int]]:
-    return {k: list(t.shape) for k, t in model.graph.tensors().items() if isinstance(t, gs.Constant)}
 
 
 def test_conv_relu_gemm(assert_exact):
@@ -97,6 +60,17 @@ def test_grouped_conv_with_one_output_per_group_drops_whole_groups(assert_exact)
     assert pruned.graph.nodes[1].attrs["group"] == 2 and shapes(pruned)["w"] == [4, 3, 1, 1]
 
 
+@pytest.mark.parametrize(("per_in", "per_out"), [(1, 3), (2, 1), (2, 3)])
+def test_grouped_conv_transpose(assert_exact, per_in, per_out):
+    body = "a = Conv(x, w)\n z = ConvTranspose<group=4, strides=[2,2]>(a, t, b)\n" + HEAD
+    out = 4 * per_out
+    weights = {"w": (4 * per_in, 3, 1, 1), "t": (4 * per_in, per_out, 2, 2), "b": (out,), "wf": (5, out), "bf": (5,)}
+    pruned, _ = assert_exact(build(body, weights))
+    whole = per_in == 1 or per_out == 1
+    assert pruned.graph.nodes[1].attrs["group"] == (2 if whole else 4)
+    assert shapes(pruned)["w"][0] == 2 * per_in
+
+
 def test_conv_transpose_has_its_axes_swapped(assert_exact):
     body = "a = Conv(x, w)\n z = ConvTranspose<strides=[2,2]>(a, t, b)\n" + HEAD
     weights = {"w": (8, 3, 1, 1), "t": (8, 6, 2, 2), "b": (6,), "wf": (5, 6), "bf": (5,)}
@@ -142,14 +116,39 @@ def test_nchw_flatten(assert_exact):
     assert shapes(pruned)["m"] == [144, 5]
 
 
-def test_channel_shuffle_ties_columns(assert_exact):
+def test_channel_shuffle_becomes_a_gather(assert_exact):
     body = (
         "a = Conv(x, w)\n r = Reshape(a, s5)\n t = Transpose<perm=[0,2,1,3,4]>(r)\n q = Reshape(t, s4)\n"
         "z = Conv<group=2>(q, d)\n" + HEAD
     )
     ints = {"s5": [0, 2, 4, 8, 8], "s4": [0, -1, 8, 8]}
     pruned, _ = assert_exact(build(body, {"w": (8, 3, 1, 1), "d": (8, 4, 1, 1), "wf": (5, 8), "bf": (5,)}, ints=ints))
-    assert list(pruned.graph.nodes[1].inputs[1].values) == [0, 2, 2, 8, 8]
+    assert [n.op for n in pruned.graph.nodes[:3]] == ["Conv", "Gather", "Conv"]
+    assert sorted(pruned.graph.nodes[1].inputs[1].values) == [0, 1, 2, 3]
+
+
+def test_channel_shuffle_ties_no_channels(assert_exact):
+    """The depthwise convolution behind it lets each channel go by itself."""
+    body = (
+        "a = Conv(x, w)\n r = Reshape(a, s5)\n t = Transpose<perm=[0,2,1,3,4]>(r)\n q = Reshape(t, s4)\n"
+        "z = Conv<group=8>(q, d)\n" + HEAD
+    )
+    ints = {"s5": [0, 2, 4, 8, 8], "s4": [0, -1, 8, 8]}
+    model = build(body, {"w": (8, 3, 1, 1), "d": (8, 1, 1, 1), "wf": (5, 8), "bf": (5,)}, ints=ints)
+    _, labels = assert_exact(model, part=0.3)
+    assert [f.groups.size for f in labels.families] == [8]
+
+
+def test_channel_shuffle_that_others_read_stays_rectangular(assert_exact):
+    body = (
+        "a = Conv(x, w)\n r = Reshape(a, s5)\n t = Transpose<perm=[0,2,1,3,4]>(r)\n q = Reshape(t, s4)\n"
+        "m = ReduceMax<axes=[2], keepdims=0>(r)\n k = ReduceMax<axes=[1], keepdims=1>(m)\n z = Mul(q, k)\n" + HEAD
+    )
+    body = body.replace("ReduceMax<axes=[2]", "ReduceMax<axes=[1]")
+    ints = {"s5": [0, 2, 4, 8, 8], "s4": [0, -1, 8, 8]}
+    model = build(body, {"w": (8, 3, 1, 1), "wf": (5, 8), "bf": (5,)}, ints=ints)
+    labels = propagate(model)
+    assert not labels.shuffles and all(f.groups.size < 8 for f in labels.families)
 
 
 def test_concat_split_slice_gather(assert_exact):
@@ -161,6 +160,67 @@ def test_concat_split_slice_gather(assert_exact):
     ints = {"parts": [6, 8], "st": [2], "en": [9223372036854775807], "ax": [1], "idx": [4, 0, 5, 2]}
     weights = {"w": (8, 3, 1, 1), "v": (6, 3, 1, 1), "wu": (4, 6, 1, 1), "wk": (4, 4, 1, 1), "wf": (5, 4), "bf": (5,)}
     assert_exact(build(body, weights, ints=ints), at_least=3)
+
+
+@pytest.mark.parametrize("channels", [8, 7])
+def test_split_without_sizes_gets_some(assert_exact, channels):
+    """The parts may lose different numbers of channels; the last of them may be smaller from the start."""
+    body = "a = Conv(x, w)\n b, c = Split<axis=1, num_outputs=2>(a)\n u = Conv(b, wu)\n k = Conv(c, wk)\n"
+    half = channels - 4
+    weights = {"w": (channels, 3, 1, 1), "wu": (6, 4, 1, 1), "wk": (6, half, 1, 1), "wf": (5, 6), "bf": (5,)}
+    pruned, _ = assert_exact(build(body + "z = Add(u, k)\n" + HEAD, weights, opset=18), part=0.4, at_least=3)
+    node = next(n for n in pruned.graph.nodes if n.op == "Split")
+    assert list(node.inputs[1].values) == [2, half - 2] and "num_outputs" not in node.attrs
+
+
+@pytest.mark.parametrize("op", ["Reshape", "Expand"])
+def test_target_shapes_computed_at_run_time(assert_exact, op):
+    source = "a" if op == "Reshape" else "e"
+    body = (
+        "a = Conv(x, w)\n e = ReduceMax<axes=[1]>(x)\n b = Conv(x, v)\n s = Shape(x)\n n = Gather(s, i)\n"
+        f"t = Concat<axis=0>(n, rest)\n r = {op}({source}, t)\n q = Sigmoid(r)\n z = Mul(q, b)\n" + HEAD
+    )
+    weights = {"w": (8, 3, 1, 1), "v": (8, 3, 1, 1), "wf": (5, 8), "bf": (5,)}
+    model = build(body, weights, ints={"i": [0], "rest": [8, 8, 8]})
+    pruned, labels = assert_exact(model)
+    assert {f.groups.size for f in labels.families} == {8} and shapes(pruned)["v"] == [4, 3, 1, 1]
+
+
+def test_repeated_constant_is_cut_with_what_it_is_joined_to(assert_exact):
+    """The class token of a transformer."""
+    body = (
+        "a = Conv(x, w)\n r = Reshape(a, flat)\n s = Shape(x)\n n = Gather(s, i)\n t = Concat<axis=0>(n, one)\n"
+        "e = Expand(token, t)\n c = Concat<axis=2>(e, r)\n m = ReduceMean<axes=[2], keepdims=0>(c)\n"
+        "y = Gemm<transB=1>(m, wf, bf)"
+    )
+    weights = {"w": (8, 3, 1, 1), "token": (1, 8, 1), "wf": (5, 8), "bf": (5,)}
+    pruned, _ = assert_exact(build(body, weights, ints={"flat": [0, 8, 64], "i": [0], "one": [1, 1]}))
+    assert shapes(pruned)["token"] == [1, 4, 1]
+
+
+@pytest.mark.parametrize(("start", "end", "step"), [(0, 8, 2), (1, 99, 3), (-1, -99, -2)])
+def test_slice_with_a_step(assert_exact, start, end, step):
+    body = "a = Conv(x, w)\n z = Slice(a, st, en, ax, by)\n" + HEAD
+    left = len(range(8)[start:end:step])
+    ints = {"st": [start, 0], "en": [end, 5], "ax": [1, 2], "by": [step, 1]}
+    pruned, _ = assert_exact(build(body, {"w": (8, 3, 1, 1), "wf": (5, left), "bf": (5,)}, ints=ints))
+    assert shapes(pruned)["w"][0] < 5 and "Gather" in [n.op for n in pruned.graph.nodes]
+
+
+def test_gather_of_single_channels_keeps_those(assert_exact):
+    body = "a = Conv(x, w)\n c = Gather<axis=1>(a, one)\n u = Unsqueeze(c, ax)\n z = Add(a, u)\n" + HEAD
+    ints = {"one": [5], "ax": [1]}
+    model = build(body, {"w": (8, 3, 1, 1), "wf": (5, 8), "bf": (5,)}, ints=ints)
+    with model.edit() as graph:
+        gather = next(n for n in graph.nodes if n.op == "Gather")
+        gather.inputs[1] = gs.Constant("five", np.array(5))
+        for tensor in (gather.outputs[0], graph.nodes[2].outputs[0]):
+            tensor.shape = None
+    infer_shapes(model, fresh=True)
+    pruned, labels = assert_exact(model)
+    assert sum(f.groups.size for f in labels.families) == 7
+    index = next(n for n in pruned.graph.nodes if n.op == "Gather").inputs[1]
+    assert index.values.shape == () and index.values < 4
 
 
 @pytest.mark.parametrize("mode", ["DCR", "CRD"])
