@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from graphopt.analysis.cost import Cost
 from graphopt.analysis.labels import Family, Labels
+from graphopt.ir import Model
+from graphopt.ir.values import nbytes
 
 
 class CostModel(Protocol):
@@ -72,3 +76,90 @@ def macs_model(labels: Labels, families: tuple[Family, ...], cost: Cost) -> Prod
     """MACs at batch 1. What labels do not follow (contractions inside unknown operators) stays as it is."""
     terms = [Term(c.scale, c.axes) for c in labels.contractions]
     return Products(labels, families, terms, cost.macs - labels.macs(labels.everything()))
+
+
+def params_model(model: Model, labels: Labels, families: tuple[Family, ...], cost: Cost) -> CostModel:
+    """Parameters, as ``analysis.cost`` counts them."""
+    return _Weights(model, labels, families, dict.fromkeys(cost.weights, 1.0), cost.params)
+
+
+def bytes_model(model: Model, labels: Labels, families: tuple[Family, ...]) -> CostModel:
+    """Bytes of all initializers, up to the few integers that count channels where nodes share them."""
+    units = {c.name: nbytes(c) / max(1, prod(int(d) for d in c.shape)) for c in model.constants()}
+    return _Weights(model, labels, families, units, weight_bytes(model))
+
+
+def weight_bytes(model: Model) -> int:
+    """Bytes that a model's initializers take in a file."""
+    return sum(nbytes(c) for c in model.constants())
+
+
+@dataclass(frozen=True)
+class _Uses:
+    """A constant of ``shape``: the different labels by which nodes read it, as groups by axis; none where it is read
+    whole."""
+
+    shape: tuple[int, ...]
+    ways: tuple[dict[int, np.ndarray], ...]
+
+
+def _uses(model: Model, labels: Labels) -> dict[str, _Uses]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    ways: dict[str, dict[object, dict[int, np.ndarray]]] = {}
+    for index, node in enumerate(model.graph.nodes):
+        slots = labels.by_node.get(index, [])
+        for number, tensor in enumerate(node.inputs):
+            if isinstance(tensor, gs.Constant):
+                way = {slot.axis: groups for slot, groups in slots if slot.slot == number}
+                key = tuple(sorted((axis, groups.tobytes()) for axis, groups in way.items()))
+                shapes[tensor.name] = tuple(int(d) for d in tensor.shape)
+                ways.setdefault(tensor.name, {})[key] = way
+    for name in model.captured() & ways.keys():
+        ways[name][()] = {}
+    return {name: _Uses(shapes[name], tuple(found.values())) for name, found in ways.items()}
+
+
+class _Weights:
+    """The elements of constants, each worth ``units[name]``; constants without labels, or none, are part of ``total``.
+
+    A constant that nodes read by different labels falls apart into copies when it is cut in different ways.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        labels: Labels,
+        families: tuple[Family, ...],
+        units: Mapping[str, float],
+        total: float,
+    ) -> None:
+        self.sizes = np.array([f.groups.size for f in families], dtype=np.int64)
+        terms: list[Term] = []
+        spread: list[tuple[float, list[int], int]] = []  # constants read in several ways: worth, terms, whole reads
+        labelled = 0.0
+        for name, uses in _uses(model, labels).items():
+            cuts = [way for way in uses.ways if way]
+            if name not in units or not cuts:
+                continue
+            worth = units[name] * prod(uses.shape)
+            labelled += worth
+            if len(uses.ways) > 1:
+                spread.append((worth, list(range(len(terms), len(terms) + len(cuts))), len(uses.ways) - len(cuts)))
+            for way in cuts:
+                other = prod(d for axis, d in enumerate(uses.shape) if axis not in way)
+                terms.append(Term(units[name] * other, tuple(way.values())))
+        self.products = Products(labels, families, terms, total - labelled)
+        member = np.zeros((len(terms), len(families)), dtype=bool)
+        for t, index in enumerate(self.products.index):
+            member[t] = self.products.per_family[index].any(axis=0)
+        self.spread = [(worth, member[at], whole) for worth, at, whole in spread]
+        self.total = total
+
+    def __call__(self, kept: np.ndarray) -> np.ndarray:
+        found = self.products(kept)
+        cut = kept != self.sizes
+        for worth, touched, whole in self.spread:
+            uncut = whole + (~(cut[:, None, :] & touched[None]).any(axis=2)).sum(axis=1)
+            # The terms hold every labelled way once; whole ones share one constant, and unlabelled ones need it too.
+            found = found + worth * (np.minimum(uncut, 1) - (uncut - whole))
+        return found

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graphopt.analysis.cost import Cost
-from graphopt.analysis.labels import Labels
+from graphopt.analysis.labels import Family, Labels
 from graphopt.ir import Model
 from graphopt.passes.prune.allocate import Plan
-from graphopt.passes.prune.costs import macs_model
-from graphopt.passes.prune.planning import Planner, pinned
+from graphopt.passes.prune.costs import CostModel, bytes_model, macs_model, params_model
+from graphopt.passes.prune.planning import Costs, Planner, pinned
 from graphopt.passes.prune.proof import Verdict
 from graphopt.passes.prune.recover import Recovery, recover
 from graphopt.passes.prune.running import Images
@@ -31,6 +31,10 @@ class Task:
     planner: Planner
     images: Images | None
     ctx: Context
+
+    def macs(self, families: tuple[Family, ...]) -> CostModel:
+        """Multiply-accumulates by what families keep."""
+        return macs_model(self.labels, families, self.cost)
 
     def build(self, plan: Plan, refit: bool = True) -> tuple[Model, Recovery | None]:
         """A pruned copy of the model."""
@@ -63,9 +67,13 @@ class Goal(ABC):
         """Prune a copy of the task's model. Raises PassError where the target cannot be judged."""
 
 
+# What the numbers count, by the name of the target.
+_COUNTED = {"macs": "multiply-accumulates", "params": "parameters", "bytes": "bytes of weights"}
+
+
 @dataclass(frozen=True)
 class CostGoal(Goal):
-    """A fraction of the model's multiply-accumulates."""
+    """A fraction of what can be counted: ``macs``, ``params`` or ``bytes``."""
 
     name: str
     fraction: float
@@ -75,16 +83,21 @@ class CostGoal(Goal):
         return self.fraction >= 1.0
 
     def reach(self, task: Task) -> Result:
-        plan, verdict = task.planner.plan(lambda f: macs_model(task.labels, f, task.cost), self.fraction)
+        plan, verdict = task.planner.plan(self._costs(task), self.fraction)
         if plan.fraction > self.fraction + _TOLERANCE and not plan.keep.all():
             task.ctx.progress.warn(
-                f"prune: {plan.fraction:.0%} of the {WORDS[self.name]} remain where {self.fraction:.0%} were asked "
+                f"prune: {plan.fraction:.0%} of the {_COUNTED[self.name]} remain where {self.fraction:.0%} were asked "
                 "for; what else there is must stay (see the skipped nodes) or is held by min_keep, multiple or ratios"
             )
-        return Result(plan, verdict, *task.build(plan))
+        metrics = {} if self.name == "macs" else {f"{self.name}_planned": round(plan.fraction, 6)}
+        return Result(plan, verdict, *task.build(plan), metrics)
 
-
-WORDS = {"macs": "multiply-accumulates"}
+    def _costs(self, task: Task) -> Costs:
+        if self.name == "params":
+            return lambda families: params_model(task.model, task.labels, families, task.cost)
+        if self.name == "bytes":
+            return lambda families: bytes_model(task.model, task.labels, families)
+        return task.macs
 
 
 @dataclass(frozen=True)
@@ -101,5 +114,5 @@ class RatioGoal(Goal):
         planner = task.planner
         # What ``ratios`` has pinned has one choice left, which this does not change.
         planner.curves = [pinned(curve, self.ratio) for curve in planner.curves]
-        plan, verdict = planner.plan(lambda f: macs_model(task.labels, f, task.cost), 1.0)
+        plan, verdict = planner.plan(task.macs, 1.0)
         return Result(plan, verdict, *task.build(plan))

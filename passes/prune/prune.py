@@ -10,6 +10,7 @@ from graphopt.analysis.labels import ChannelLabels, Family, Labels
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model
 from graphopt.passes.prune import rewrites  # noqa: F401  (registers what surgery rewrites)
+from graphopt.passes.prune.costs import weight_bytes
 from graphopt.passes.prune.curves import Curve, by_reconstruction, by_scores
 from graphopt.passes.prune.goals import CostGoal, Goal, RatioGoal, Result, Task
 from graphopt.passes.prune.importance import CRITERIA, importance
@@ -22,7 +23,7 @@ from graphopt.spec import Table, format_value
 RECONSTRUCTION = "reconstruction"
 _MACS = 0.7  # what is kept when no target is given
 _FRACTION = {"min": 0.05, "max": 1.0}
-_TARGETS = ("macs", "ratio")
+_TARGETS = ("macs", "params", "bytes", "ratio")
 _NONE: Table[float] = Table()
 
 
@@ -40,6 +41,8 @@ class Prune(Pass):
     requires = ("simplify",)
 
     macs: float | None = option(None, "Target: fraction of the input model's multiply-accumulates to keep", **_FRACTION)
+    params: float | None = option(None, "Target: fraction of its parameters to keep", **_FRACTION)
+    bytes: float | None = option(None, "Target: fraction of the bytes of its weights to keep", **_FRACTION)
     ratio: float | None = option(None, "Target: fraction of its channels that every layer loses", min=0.0, max=0.95)
     ratios: Table[float] = option(  # noqa: RUF009 (a dataclass field)
         _NONE,
@@ -71,7 +74,8 @@ class Prune(Pass):
         space = candidates(labels, self.keep, self.ratios, self._multiple(ctx))
         skipped = [*(Skipped(x.node, x.op, x.reason) for x in labels.locked), *space.left]
         if goal.trivial and not any(space.ratios.values()):
-            return PassResult(False, _metrics(cost, cost, labels, None, ()), _once(skipped))
+            size = weight_bytes(model)
+            return PassResult(False, _metrics(cost, cost, (size, size), labels, None, ()), _once(skipped))
         images = self._images(model, ctx)
         curves = [
             pinned(curve, space.ratios[family.name]) if family.name in space.ratios else curve
@@ -83,15 +87,18 @@ class Prune(Pass):
         result = goal.reach(Task(model, labels, cost, planner, images if self.recover else None, ctx))
         if result.plan.keep.all():
             raise PassError("nothing could be pruned: " + _summary(skipped), _hint(planner.families))
+        sizes = (weight_bytes(model), weight_bytes(result.model))
         model.replace_with(result.model)
         after = ctx.analysis(CostAnalysis(), model)
-        return PassResult(
-            True, _metrics(cost, after, labels, result, planner.touched(result.plan)) | result.metrics, _once(skipped)
-        )
+        metrics = _metrics(cost, after, sizes, labels, result, planner.touched(result.plan)) | result.metrics
+        return PassResult(True, metrics, _once(skipped))
 
     def _goal(self) -> Goal:
         if self.ratio is not None:
             return RatioGoal(self.ratio)
+        for name, fraction in (("params", self.params), ("bytes", self.bytes)):
+            if fraction is not None:
+                return CostGoal(name, fraction)
         return CostGoal("macs", _MACS if self.macs is None else self.macs)
 
     def _multiple(self, ctx: Context) -> int:
@@ -126,7 +133,12 @@ class Prune(Pass):
 
 
 def _metrics(
-    before: Cost, after: Cost, labels: Labels, result: Result | None, touched: Sequence[Family]
+    before: Cost,
+    after: Cost,
+    weights: tuple[int, int],
+    labels: Labels,
+    result: Result | None,
+    touched: Sequence[Family],
 ) -> dict[str, object]:
     plan = result.plan if result else None
     planned = 1.0
@@ -139,6 +151,8 @@ def _metrics(
         "macs_after": after.macs,
         "params_before": before.params,
         "params_after": after.params,
+        "weight_bytes_before": weights[0],
+        "weight_bytes_after": weights[1],
         "families": len(labels.families),
         "families_pruned": len(touched),
         "channels_removed": 0 if plan is None else int((~plan.keep).sum()),

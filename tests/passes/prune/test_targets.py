@@ -22,6 +22,8 @@ def widths(model) -> list[int]:
         ({"macs": 0.7}, "prune"),
         ({"macs": 0.5}, "prune{macs=0.5}"),
         ({"ratio": 0.3}, "prune{ratio=0.3}"),
+        ({"params": 0.4}, "prune{params=0.4}"),
+        ({"bytes": 0.4, "multiple": 4}, "prune{bytes=0.4,multiple=4}"),
         ({"ratio": 0}, "prune{ratio=0.0}"),
         ({"ratios": {"/layer1/*": 0.5, "a b": 1 / 4}}, 'prune{ratios={/layer1/*=0.5,"a b"=0.25}}'),
         ({"macs": 0.5, "ratios": {"x": 0.0}}, "prune{macs=0.5,ratios={x=0.0}}"),
@@ -36,7 +38,7 @@ def test_canonical_text(options, text):
 
 @pytest.mark.parametrize(
     "options",
-    [{"macs": 0.7, "ratio": 0.3}, {"macs": 0.5, "ratio": 0.0}],
+    [{"macs": 0.7, "ratio": 0.3}, {"macs": 0.5, "ratio": 0.0}, {"params": 0.5, "bytes": 1.0}],
 )
 def test_two_targets_are_an_error_that_names_them(options):
     with pytest.raises(UsageError, match="2 targets") as caught:
@@ -50,6 +52,8 @@ def test_two_targets_are_an_error_that_names_them(options):
     [
         ({"ratio": 1.0}, "from 0 to 0.95"),
         ({"ratio": -0.1}, "from 0 to 0.95"),
+        ({"params": 0.01}, "from 0.05 to 1"),
+        ({"bytes": 1.5}, "from 0.05 to 1"),
         ({"ratios": {"a": 1.5}}, "values are a number"),
         ({"ratios": {"a": "much"}}, "values are a number"),
         ({"ratios": 0.5}, "a table"),
@@ -129,3 +133,15 @@ def test_tables_in_specifications_refuse_what_they_must():
     for text in ("p{a={b}}", "p{a={b=1", "p{a={b=1,b=2}}", "p{a={=1}}"):
         with pytest.raises(UsageError):
             spec.parse(text)
+
+
+@pytest.mark.parametrize("name", ["params", "bytes"])
+@pytest.mark.parametrize("fraction", [0.8, 0.4])
+def test_parameters_and_bytes_are_met_and_planned_exactly(context, name, fraction):
+    model = network()
+    result = Prune(**{name: fraction}, multiple=1, min_keep=0.1, recover=False).run(model, context(model))
+    found = result.metrics
+    key = {"params": "params", "bytes": "weight_bytes"}[name]
+    realised = found[f"{key}_after"] / found[f"{key}_before"]
+    assert realised == pytest.approx(fraction, abs=0.02)
+    assert found[f"{name}_planned"] == pytest.approx(realised, abs=1e-6)
