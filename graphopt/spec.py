@@ -5,7 +5,8 @@
     list  = item {"," item}
     item  = name ["{" [pair {"," pair}] "}"]
     pair  = key "=" value
-    value = bare | '"' text '"' | "[" [value {"," value}] "]"
+    value = bare | '"' text '"' | "[" [value {"," value}] "]" | "{" [entry {"," entry}] "}"
+    entry = (bare | '"' text '"') "=" value
 
 A bare value is ``true``, ``false``, an integer, a float, or a word. ``parse`` and ``format_item`` are inverse
 to each other up to spaces.
@@ -16,9 +17,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from graphopt.errors import UsageError
 
@@ -27,6 +28,17 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _BARE = re.compile(r'[^,{}\[\]"=\s]+')
 _DEEPEST = 50  # lists within lists; nothing real has more, and Python's own limit gives no readable error
 _INT = re.compile(r"[+-]?\d+")
+T = TypeVar("T")
+
+
+class Table(tuple[tuple[str, T], ...]):
+    """A value that names others: pairs of key and value, in the order in which they were given, each key once."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, mapping: Mapping[str, T]) -> Table[T]:
+        return cls(mapping.items())
 
 
 @dataclass(frozen=True)
@@ -78,8 +90,10 @@ class _Reader:
                 return json.loads(raw)
             except json.JSONDecodeError:
                 raise self.fail("a quoted text with valid escapes") from None
-        if depth == _DEEPEST and self.peek() == "[":
+        if depth == _DEEPEST and self.peek() in ("[", "{"):
             raise self.fail("fewer lists within lists")
+        if self.accept("{"):
+            return self.table(depth)
         if self.accept("["):
             values: list[Any] = []
             while not self.accept("]"):
@@ -88,6 +102,19 @@ class _Reader:
                     raise self.fail("',' or ']'")
             return tuple(values)
         return _bare(self.match(_BARE, "a value"))
+
+    def table(self, depth: int) -> Table[Any]:
+        found: dict[str, Any] = {}
+        while not self.accept("}"):
+            key = str(self.value()) if self.peek() == '"' else self.match(_BARE, "a key or '}'")
+            if not self.accept("="):
+                raise self.fail("'='")
+            if key in found:
+                raise UsageError(f"{key!r} is given twice in {self.text!r}")
+            found[key] = self.value(depth + 1)
+            if self.peek() != "}" and not self.accept(","):
+                raise self.fail("',' or '}'")
+        return Table.of(found)
 
     def item(self) -> Item:
         name = self.match(_NAME, f"a {self.what} name")
@@ -141,11 +168,19 @@ def format_value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, Mapping):
+        value = Table.of(value)
+    if isinstance(value, Table):
+        return "{" + ",".join(f"{_format_key(k)}={format_value(v)}" for k, v in value) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(format_value(v) for v in value) + "]"
     text = str(value)
     plain = _BARE.fullmatch(text) and isinstance(_bare(text), str)
     return text if plain else json.dumps(text)
+
+
+def _format_key(key: str) -> str:
+    return key if _BARE.fullmatch(key) else json.dumps(key)
 
 
 def format_item(item: Item) -> str:

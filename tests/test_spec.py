@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphopt import UsageError, spec
-from graphopt.spec import Item, format_item, format_value, parse
+from graphopt.spec import Item, Table, format_item, format_value, parse
 
 NAMES = st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_.-]*\Z")
 SCALARS = st.one_of(
@@ -19,7 +19,14 @@ SCALARS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
     st.sampled_from(["true", "1", "1e5", "-0", "a b", '"', "\\", "[x]", "a=b", "", "nan", "inf", "1_0", "é", "\n"]),
 )
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=4).map(tuple), max_leaves=8)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4).map(tuple),
+        st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), inner, max_size=3).map(Table.of),
+    ),
+    max_leaves=8,
+)
 ITEMS = st.builds(Item, NAMES, st.dictionaries(NAMES, VALUES, max_size=4))
 
 
@@ -69,6 +76,7 @@ def test_any_text_is_read_or_refused_in_words(text):
         ),
         ("p{a=[1,2.0,[x,]],}", [Item("p", {"a": (1, 2.0, ("x",))})]),
         ("my-pass.v2", [Item("my-pass.v2")]),
+        ('p{t={/a/*=0.5,"b c"=[1],}}', [Item("p", {"t": Table.of({"/a/*": 0.5, "b c": (1,)})})]),
         ("p{layer=/conv/Conv_1:0}", [Item("p", {"layer": "/conv/Conv_1:0"})]),
     ],
 )

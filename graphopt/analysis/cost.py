@@ -32,13 +32,15 @@ class Cost:
     """MACs at batch 1 and parameters of a model.
 
     Products of two activations (attention scores) are left out, as is customary. ``unknown`` names the nodes whose
-    MACs could not be counted and says why; they are not part of ``macs``.
+    MACs could not be counted and says why; they are not part of ``macs``. ``weights`` names the constants of the main
+    graph that count as parameters.
     """
 
     macs: int
     params: int
     by_node: dict[str, NodeCost] = field(default_factory=dict)
     unknown: tuple[tuple[str, str], ...] = ()
+    weights: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,13 @@ def cost(model: Model) -> Cost:
                 unknown.append((node.name, "its subgraphs run an unknown number of times"))
                 break
         by_node[node.name] = NodeCost(macs, _params(node, seen, producers), node.op)
+    weights = frozenset(seen)
     inner = 0
     for sub in model.graph.subgraphs(recursive=True):
         inner += sum(_params(node, seen, {}) for node in sub.nodes)
     total = sum(c.macs or 0 for c in by_node.values())
     params = sum(c.params for c in by_node.values()) + inner
-    return Cost(total, params, by_node, tuple(unknown))
+    return Cost(total, params, by_node, tuple(unknown), weights)
 
 
 def with_batch(model: Model, size: int) -> Model:

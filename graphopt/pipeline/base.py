@@ -8,6 +8,7 @@ import math
 import types
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Integral, Real
@@ -169,12 +170,16 @@ def _type_name(kind: Any) -> str:
         return " or ".join(_type_name(k) for k in typing.get_args(kind) if k is not type(None))
     if origin is tuple:
         return "a list [a,b,...]"
+    if origin is spec.Table:
+        return f"a table {{name=value,...}} whose values are {_type_name(typing.get_args(kind)[0])}"
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
 
 def _convert(owner: str, info: OptionInfo, value: Any) -> Any:
     converted = _to_type(info.type, value)
     parts = converted if isinstance(converted, tuple) else (converted,)
+    if isinstance(converted, spec.Table):
+        parts = tuple(part for _, part in converted)
     if converted is _BAD or not all(_allowed(info, part) for part in parts):
         raise UsageError(
             f"option {info.name!r} of {owner!r} cannot be {spec.format_value(value)}: it is {info.allowed}",
@@ -209,6 +214,12 @@ def _to_type(kind: Any, value: Any) -> Any:
         return _BAD
     if kind is type(None):
         return None if value is None or value == "none" else _BAD
+    if origin is spec.Table:
+        if not isinstance(value, Mapping | spec.Table):
+            return _BAD
+        pairs = value.items() if isinstance(value, Mapping) else value
+        table = {str(key): _to_type(typing.get_args(kind)[0], v) for key, v in pairs}
+        return _BAD if any(v is _BAD for v in table.values()) else spec.Table.of(table)
     if origin is tuple:
         parts = typing.get_args(kind)
         items = value if isinstance(value, tuple | list) else (value,)

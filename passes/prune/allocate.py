@@ -1,4 +1,4 @@
-"""Which channels go: blocks of the least important ones of each family, until the MACs reach their target."""
+"""Which channels go: blocks of the least important ones of each family, until the cost reaches its target."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.analysis.labels import Family, Labels
+from graphopt.passes.prune.costs import CostModel
 from graphopt.passes.prune.curves import Curve
 
-# MACs may end this far above and below the target, as fractions of the model's: in between, losing less is worth more.
+# The cost may end this far above and below the target, as fractions of the model's: in between, losing less is worth
+# more.
 _CLOSE = 0.004
 _BELOW = 0.012
 _EXCHANGES = 64  # at most; fewer where there are many families, as each looks at all pairs
@@ -21,63 +23,26 @@ _LEAST = 1e-12  # that an exchange must gain
 
 @dataclass(frozen=True)
 class Plan:
-    """What stays: ``keep`` [groups], the kept count of each family, and MACs at batch 1."""
+    """What stays: ``keep`` [groups], the kept count of each family, and the fraction of the cost that is left."""
 
     keep: np.ndarray
     kept: tuple[int, ...]
-    macs: int
-
-
-class MacsModel:
-    """Exact MACs as a function of how many groups each family keeps."""
-
-    def __init__(self, labels: Labels, families: tuple[Family, ...]) -> None:
-        member = np.full(labels.count, -1)
-        for f, family in enumerate(families):
-            member[family.groups] = f
-        sizes = np.array([f.groups.size for f in families], dtype=np.int64)
-        rows: list[np.ndarray] = []
-        fixed: list[int] = []
-        width = max([len(c.axes) for c in labels.contractions], default=0)
-        index = []
-        for contraction in labels.contractions:
-            at = []
-            for groups in contraction.axes:
-                of = member[groups]
-                counts = np.bincount(of[of >= 0], minlength=len(families))
-                # Every group of a family occurs equally often on an axis: that is what makes it a family.
-                rows.append(counts // np.maximum(sizes, 1))
-                fixed.append(int((of < 0).sum()))
-                at.append(len(rows) - 1)
-            index.append(at + [-1] * (width - len(at)))
-        rows.append(np.zeros(len(families), dtype=np.int64))
-        fixed.append(1)  # the factor 1 that pads contractions with fewer axes; index -1 finds it
-        self.per_family = np.stack(rows)
-        self.fixed = np.array(fixed, dtype=np.int64)
-        self.index = np.array(index, dtype=np.int64).reshape(len(labels.contractions), width)
-        self.scale = np.array([c.scale for c in labels.contractions], dtype=np.float64)
-
-    def __call__(self, kept: np.ndarray) -> np.ndarray:
-        """MACs [m] for kept counts [m, families]."""
-        sizes = self.fixed + kept @ self.per_family.T
-        # Doubles hold integers up to 2**53 exactly: nine petaMACs.
-        result: np.ndarray = np.prod(sizes[:, self.index].astype(np.float64), axis=2) @ self.scale
-        return result
+    fraction: float
 
 
 def allocate(
     labels: Labels,
     families: tuple[Family, ...],
     curves: Sequence[Curve],
+    model: CostModel,
     target: float,
 ) -> Plan:
-    """Choose what to keep so that the contractions' MACs come close to ``target`` (MACs at batch 1).
+    """Choose what to keep so that the cost that ``model`` gives comes close to ``target``.
 
-    Greedy: the next block is always the one that loses the least importance per MAC saved. The last block
+    Greedy: the next block is always the one that loses the least importance per cost saved. The last block
     overshoots, and greed is short-sighted: exchanges of steps then come close to the target and lose less there.
     ``curves``: what each family may keep, and what it loses. Ties go to the family that comes first in the graph.
     """
-    model = MacsModel(labels, families)
     level = np.zeros(len(families), dtype=np.int64)
     if families:
         _descend(model, curves, level, target)
@@ -86,7 +51,7 @@ def allocate(
     kept = _counts(curves, level)
     for curve, count in zip(curves, kept, strict=True):
         keep[curve.order[: curve.order.size - count]] = False
-    return Plan(keep, tuple(kept.tolist()), labels.macs(keep))
+    return Plan(keep, tuple(kept.tolist()), float(model(kept[None])[0]) / max(model.total, 1e-30))
 
 
 def _counts(curves: Sequence[Curve], level: np.ndarray) -> np.ndarray:
@@ -101,30 +66,31 @@ def _steps_down(curves: Sequence[Curve], level: np.ndarray) -> tuple[np.ndarray,
     return np.array(at, dtype=np.int64), np.array(change, dtype=np.int64), np.array(lost)
 
 
-def _descend(model: MacsModel, curves: Sequence[Curve], level: np.ndarray, target: float) -> None:
+def _descend(model: CostModel, curves: Sequence[Curve], level: np.ndarray, target: float) -> None:
     while True:
         counts = _counts(curves, level)
-        macs = float(model(counts[None])[0])
+        cost = float(model(counts[None])[0])
         at, change, lost = _steps_down(curves, level)
-        if macs <= target or not at.size:
+        if cost <= target or not at.size:
             return
         trial = np.repeat(counts[None], at.size, axis=0)
         trial[np.arange(at.size), at] += change
-        saved = np.maximum(macs - model(trial), 1e-9)
+        saved = np.maximum(cost - model(trial), 1e-9)
         level[at[int(np.argmin(lost / saved))]] += 1
 
 
-def _improve(model: MacsModel, curves: Sequence[Curve], level: np.ndarray, target: float) -> None:
+def _improve(model: CostModel, curves: Sequence[Curve], level: np.ndarray, target: float) -> None:
     """Exchange steps until none helps: first to come close to the target, then to lose less there.
 
     A move is one step of one family, alone or against some steps of another in the other direction.
     """
-    total = float(model(_counts(curves, np.zeros_like(level))[None])[0])
 
-    def excess(macs: np.ndarray) -> np.ndarray:
-        """How far MACs are outside the band around the target, in millionths of the model's."""
-        far = np.maximum(macs - target - _CLOSE * total, target - _BELOW * total - macs)
-        result: np.ndarray = np.maximum(far / total * 1e6, 0.0).round()
+    whole = max(model.total, 1e-30)
+
+    def excess(cost: np.ndarray) -> np.ndarray:
+        """How far costs are outside the band around the target, in millionths of the model's."""
+        far = np.maximum(cost - target - _CLOSE * whole, target - _BELOW * whole - cost)
+        result: np.ndarray = np.maximum(far / whole * 1e6, 0.0).round()
         return result
 
     here = (float(excess(model(_counts(curves, level)[None]))[0]), -_LEAST)

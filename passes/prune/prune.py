@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from graphopt.analysis.cost import Cost, CostAnalysis
 from graphopt.analysis.labels import ChannelLabels, Family, Labels
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model
 from graphopt.passes.prune import rewrites  # noqa: F401  (registers what surgery rewrites)
-from graphopt.passes.prune.allocate import Plan, allocate
+from graphopt.passes.prune.costs import weight_bytes
 from graphopt.passes.prune.curves import Curve, by_reconstruction, by_scores
+from graphopt.passes.prune.goals import CostGoal, Goal, RatioGoal, Result, Task
 from graphopt.passes.prune.importance import CRITERIA, importance
-from graphopt.passes.prune.proof import Verdict, check, guilty, proof_feeds
-from graphopt.passes.prune.recover import recover
+from graphopt.passes.prune.planning import Planner, candidates, pinned
+from graphopt.passes.prune.proof import proof_feeds
 from graphopt.passes.prune.running import Images, load_images
-from graphopt.passes.prune.surgery import remove
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
-from graphopt.pipeline.patterns import matching, unmatched
+from graphopt.spec import Table, format_value
 
-_TOLERANCE = 0.03
 RECONSTRUCTION = "reconstruction"
+_MACS = 0.7  # what is kept when no target is given
+_FRACTION = {"min": 0.05, "max": 1.0}
+_TARGETS = ("macs", "params", "bytes", "ratio")
+_NONE: Table[float] = Table()
 
 
 @dataclass(frozen=True)
@@ -31,110 +33,81 @@ class Prune(Pass):
 
     Works on any topology: channels that must go together are found by following labels through the graph, operator
     by operator. The result is proved by execution: it must equal the original with those channels masked to zero.
+    One target says how much goes; without any it is macs=0.7.
     """
 
     name = "prune"
     kind = Kind.LOSSY
     requires = ("simplify",)
 
-    macs: float = option(0.7, "Multiply-accumulates to keep, as a fraction of the input model's", min=0.05, max=1.0)
+    macs: float | None = option(None, "Target: fraction of the input model's multiply-accumulates to keep", **_FRACTION)
+    params: float | None = option(None, "Target: fraction of its parameters to keep", **_FRACTION)
+    bytes: float | None = option(None, "Target: fraction of the bytes of its weights to keep", **_FRACTION)
+    ratio: float | None = option(None, "Target: fraction of its channels that every layer loses", min=0.0, max=0.95)
+    ratios: Table[float] = option(  # noqa: RUF009 (a dataclass field)
+        _NONE,
+        "Fractions to lose by producing node, whatever the target, e.g. {/layer1/*=0.5}; the first match counts",
+        min=0.0,
+        max=0.95,
+    )
     importance: str = option(RECONSTRUCTION, "How channels are ranked", choices=(RECONSTRUCTION, *CRITERIA))
     multiple: int = option(0, "Kept channel counts are multiples of this; 0: the target's", min=0)
     min_keep: float = option(0.25, "Fraction of channels that every layer keeps at least", min=0.0, max=1.0)
     recover: bool = option(True, "Refit the remaining weights on the calibration images; needs no labels")
     keep: tuple[str, ...] = option((), "Nodes to leave alone, by name or pattern, e.g. [*/head/*]")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [f"{name}={format_value(getattr(self, name))}" for name in _TARGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(
+                f"prune has {len(given)} targets, {' and '.join(given)}: they could contradict each other",
+                "give one of " + ", ".join(_TARGETS),
+            )
+        if self.macs == _MACS:  # the same as saying nothing, and written the same
+            object.__setattr__(self, "macs", None)
+
     def run(self, model: Model, ctx: Context) -> PassResult:
+        goal = self._goal()
         cost = ctx.analysis(CostAnalysis(), model)
         labels = ctx.analysis(ChannelLabels(), model)
-        skipped = [Skipped(x.node, x.op, x.reason) for x in labels.locked]
-        families, left = self._candidates(labels, ctx.target.channel_multiple)
-        skipped += left
-        if self.macs >= 1.0:
-            return PassResult(False, _metrics(cost, cost, labels, None, 0.0), skipped)
-        feeds = proof_feeds(model, ctx)
+        space = candidates(labels, self.keep, self.ratios, self._multiple(ctx))
+        skipped = [*(Skipped(x.node, x.op, x.reason) for x in labels.locked), *space.left]
+        if goal.trivial and not any(space.ratios.values()):
+            size = weight_bytes(model)
+            return PassResult(False, _metrics(cost, cost, (size, size), labels, None, ()), _once(skipped))
         images = self._images(model, ctx)
-        plan, verdict, families = self._plan(model, ctx, cost, labels, families, images, feeds, skipped)
-        if plan.keep.all():
-            raise PassError("nothing could be pruned: " + _summary(skipped), _hint(families))
-        original = model.copy()
-        remove(model, labels, plan.keep)
-        recovery = None
-        if self.recover and images is not None:
-            recovery = recover(original, model, labels, plan.keep, images, ctx)
-        after = ctx.analysis(CostAnalysis(), model)
-        planned = _fraction(cost, labels, plan)
-        if planned > self.macs + _TOLERANCE:
-            ctx.progress.warn(
-                f"prune: {planned:.0%} of the multiply-accumulates remain where {self.macs:.0%} were asked for; "
-                "what else there is must stay (see the skipped nodes) or is held by min_keep and multiple"
+        curves = [
+            pinned(curve, space.ratios[family.name]) if family.name in space.ratios else curve
+            for family, curve in zip(
+                space.families, self._curves(model, ctx, cost, labels, space.families, images), strict=True
             )
-        metrics = _metrics(cost, after, labels, plan, verdict.error, families)
-        if recovery is not None:
-            metrics |= {
-                "refitted": recovery.refitted,
-                "refit_images": recovery.images,
-                "refit_error_before": round(recovery.error_before, 6),
-                "refit_error_after": round(recovery.error_after, 6),
-            }
+        ]
+        planner = Planner(model, labels, space.families, curves, proof_feeds(model, ctx), skipped, ctx)
+        result = goal.reach(Task(model, labels, cost, planner, images if self.recover else None, ctx))
+        if result.plan.keep.all():
+            raise PassError("nothing could be pruned: " + _summary(skipped), _hint(planner.families))
+        sizes = (weight_bytes(model), weight_bytes(result.model))
+        model.replace_with(result.model)
+        after = ctx.analysis(CostAnalysis(), model)
+        metrics = _metrics(cost, after, sizes, labels, result, planner.touched(result.plan)) | result.metrics
         return PassResult(True, metrics, _once(skipped))
+
+    def _goal(self) -> Goal:
+        if self.ratio is not None:
+            return RatioGoal(self.ratio)
+        for name, fraction in (("params", self.params), ("bytes", self.bytes)):
+            if fraction is not None:
+                return CostGoal(name, fraction)
+        return CostGoal("macs", _MACS if self.macs is None else self.macs)
+
+    def _multiple(self, ctx: Context) -> int:
+        return self.multiple or ctx.target.channel_multiple
 
     def _images(self, model: Model, ctx: Context) -> Images | None:
         """Calibration images, decoded once for all that needs them; None where nothing does, or there are none."""
         wanted = self.recover or self.importance == RECONSTRUCTION
         return load_images(model, ctx) if wanted and len(model.inputs) == 1 and len(ctx.calibration) > 0 else None
-
-    def _candidates(self, labels: Labels, multiple: int) -> tuple[tuple[Family, ...], list[Skipped]]:
-        """Families that may lose channels, and those that the options leave alone."""
-        stray = unmatched(self.keep, labels.names)
-        if stray is not None:
-            raise UsageError(f"no node is named {stray!r}", "see graphopt inspect for the names of nodes")
-        multiple = self.multiple or multiple
-        free, left = [], []
-        for family in labels.families:
-            nodes = [*family.producers, *(labels.names[s.node] for s in family.slots)]
-            named = [n for n in nodes if matching(n, self.keep) is not None]
-            reason = ""
-            if named:
-                reason = f"its channels reach {named[0]!r}, which the option keep leaves alone"
-            elif family.groups.size <= multiple:
-                reason = f"its {family.groups.size} channels are not more than the channel multiple {multiple}"
-            if reason:
-                left.append(Skipped(family.name, _op(labels, family.name), reason))
-            else:
-                free.append(family)
-        return tuple(free), left
-
-    def _plan(
-        self,
-        model: Model,
-        ctx: Context,
-        cost: Cost,
-        labels: Labels,
-        families: tuple[Family, ...],
-        images: Images | None,
-        feeds: list[dict[str, np.ndarray]],
-        skipped: list[Skipped],
-    ) -> tuple[Plan, Verdict, tuple[Family, ...]]:
-        """Allocate and prove; a family that breaks the proof is locked, reported, and planned without."""
-        curves = self._curves(model, ctx, cost, labels, families, images)
-        # What labels do not follow (contractions inside unknown operators) stays as it is.
-        target = self.macs * cost.macs - (cost.macs - labels.macs(labels.everything()))
-        while True:
-            plan = allocate(labels, families, curves, target)
-            if plan.keep.all():
-                return plan, Verdict(True, 0.0), families
-            verdict = check(model, labels, plan.keep, feeds)
-            if verdict.holds:
-                return plan, verdict, families
-            ctx.progress.warn(f"prune: the proof failed ({verdict.reason}); looking for the channels at fault")
-            culprit = self._culprit(model, labels, plan, families, feeds)
-            why = check(model, labels, _only(labels, plan, [culprit]), feeds).reason or verdict.reason
-            skipped.append(
-                Skipped(culprit.name, _op(labels, culprit.name), f"removing its channels is not exact: {why}")
-            )
-            kept = [k for k, f in enumerate(families) if f is not culprit]
-            families, curves = tuple(families[k] for k in kept), [curves[k] for k in kept]
 
     def _curves(
         self,
@@ -146,7 +119,7 @@ class Prune(Pass):
         images: Images | None,
     ) -> list[Curve]:
         """What each family loses, by the chosen criterion; by the energy of weights where there are no images."""
-        multiple = self.multiple or ctx.target.channel_multiple
+        multiple = self._multiple(ctx)
         if self.importance != RECONSTRUCTION:
             scores = importance(model, labels, CRITERIA[self.importance])
             return by_scores(families, scores, multiple, self.min_keep)
@@ -158,51 +131,41 @@ class Prune(Pass):
             return by_scores(families, scores, multiple, self.min_keep)
         return by_reconstruction(model, labels, families, scores, multiple, self.min_keep, images, cost.macs, ctx)
 
-    def _culprit(
-        self, model: Model, labels: Labels, plan: Plan, families: tuple[Family, ...], feeds: list[dict[str, np.ndarray]]
-    ) -> Family:
-        touched = [f for f in families if not plan.keep[f.groups].all()]
-        at = guilty(len(touched), lambda k: check(model, labels, _only(labels, plan, touched[:k]), feeds).holds)
-        return touched[at]
-
-
-def _only(labels: Labels, plan: Plan, families: list[Family]) -> np.ndarray:
-    """The plan's keep mask, restricted to some families: all else stays."""
-    keep = labels.everything()
-    for family in families:
-        keep[family.groups] = plan.keep[family.groups]
-    return keep
-
-
-def _op(labels: Labels, name: str) -> str:
-    return labels.ops[labels.names.index(name)] if name in labels.names else ""
-
-
-def _fraction(cost: Cost, labels: Labels, plan: Plan) -> float:
-    return (cost.macs - labels.macs(labels.everything()) + plan.macs) / max(1, cost.macs)
-
 
 def _metrics(
     before: Cost,
     after: Cost,
+    weights: tuple[int, int],
     labels: Labels,
-    plan: Plan | None,
-    error: float,
-    families: tuple[Family, ...] = (),
+    result: Result | None,
+    touched: Sequence[Family],
 ) -> dict[str, object]:
-    touched = [f for f in families if plan is not None and not plan.keep[f.groups].all()]
-    return {
-        "macs_planned": 1.0 if plan is None else round(_fraction(before, labels, plan), 6),
+    plan = result.plan if result else None
+    planned = 1.0
+    if plan is not None:
+        planned = (before.macs - labels.macs(labels.everything()) + labels.macs(plan.keep)) / max(1, before.macs)
+    found: dict[str, object] = {
+        "macs_planned": round(planned, 6),
         "macs_realised": round(after.macs / max(1, before.macs), 6),
         "macs_before": before.macs,
         "macs_after": after.macs,
         "params_before": before.params,
         "params_after": after.params,
+        "weight_bytes_before": weights[0],
+        "weight_bytes_after": weights[1],
         "families": len(labels.families),
         "families_pruned": len(touched),
         "channels_removed": 0 if plan is None else int((~plan.keep).sum()),
-        "proof_max_rel_error": error,
+        "proof_max_rel_error": result.verdict.error if result else 0.0,
     }
+    if result is not None and result.recovery is not None:
+        found |= {
+            "refitted": result.recovery.refitted,
+            "refit_images": result.recovery.images,
+            "refit_error_before": round(result.recovery.error_before, 6),
+            "refit_error_after": round(result.recovery.error_after, 6),
+        }
+    return found
 
 
 def _once(skipped: list[Skipped]) -> list[Skipped]:
@@ -220,5 +183,5 @@ def _summary(skipped: list[Skipped], most: int = 4) -> str:
 
 def _hint(families: tuple[Family, ...]) -> str:
     if families:
-        return "lower min_keep or multiple, or ask for fewer MACs"
+        return "lower min_keep or multiple, or ask for a smaller model"
     return "a rule for an unknown operator can be added with graphopt.analysis.labels.rule"
