@@ -79,16 +79,19 @@ def cost(model: Model) -> Cost:
     return Cost(total, params, by_node, tuple(unknown), weights)
 
 
-def with_batch(model: Model, size: int) -> Model:
+def with_batch(model: Model, size: int, shape: Sequence[int] | None = None) -> Model:
     """A copy that takes ``size`` images: an axis into which the batch was merged then has its true size.
 
-    A batch that the model fixes stays.
+    A batch that the model fixes stays. ``shape`` is that of an image, for a model that leaves it open.
     """
     twin = model.copy()
     changed = False
     for tensor in twin.graph.inputs:
         if tensor.shape and not isinstance(tensor.shape[0], int):
             tensor.shape = [size, *tensor.shape[1:]]
+            changed = True
+        if tensor.shape and shape is not None and len(tensor.shape) == len(shape) + 1:
+            tensor.shape = [tensor.shape[0], *shape]
             changed = True
     if changed:
         _infer(twin)

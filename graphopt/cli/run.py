@@ -41,6 +41,12 @@ from graphopt.cli import options
 @options.seed
 @options.threads
 @click.option(
+    "--latency-table",
+    type=options.PATH,
+    metavar="FILE",
+    help="Measured times to decide by, completed where it lacks some (default: this machine's, in the user's cache).",
+)
+@click.option(
     "--report",
     type=options.PATH,
     metavar="FILE",

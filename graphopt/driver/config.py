@@ -38,6 +38,7 @@ class Settings:
     threads: int | None = None
     batch: int | None = None
     input_shapes: dict[str, list[int]] | None = None
+    latency_table: Path | None = None
     origin: str | None = None  # the file that settings came from, for error messages
 
     def over(self, other: Settings) -> Settings:
@@ -55,6 +56,7 @@ _KEYS: dict[str, dict[str, tuple[str, Any, bool]]] = {
         "seed": ("seed", int, False),
         "threads": ("threads", int, False),
         "batch": ("batch", int, False),
+        "latency_table": ("latency_table", str, True),
     },
     "data": {
         "evaluation": ("data", str, True),

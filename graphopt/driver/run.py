@@ -23,6 +23,7 @@ from graphopt.progress import Progress
 from graphopt.report import build, files
 from graphopt.runtime.evaluate import Evaluation, evaluate
 from graphopt.runtime.latency import Latency, measure, speedup
+from graphopt.runtime.latency_table import LatencyTable
 from graphopt.runtime.session import open_session, runnable
 from graphopt.runtime.statistics import PairedDelta, paired_delta
 from graphopt.runtime.target import get_target
@@ -62,6 +63,9 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
     target = get_target(settings.target or "ort-cpu")
     threads, seed = settings.threads or 1, settings.seed or 0
 
+    table = LatencyTable(settings.latency_table, threads)
+    table.load()
+
     progress.log(f"loading {path}")
     model = load(path)
     open_session(path, optimize=False)
@@ -75,7 +79,7 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
         progress.warn(note)
 
     reference = model.copy()
-    ctx = Context(target, inputs.calibration, reference, seed, threads, progress)
+    ctx = Context(target, inputs.calibration, reference, seed, threads, progress, latency_table=table)
     before = _Facts(path, path.stat().st_size, ctx.analysis(CostAnalysis(), reference))
     if evaluation is not None:
         before.evaluation = evaluate(path, evaluation, threads=threads, progress=progress)
@@ -91,6 +95,7 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
     story.notes = [*fixed, *inputs.notes]
     try:
         manager.run(model, ctx)
+        story.latency_table = table.describe() if table.used else None
     except GraphoptError as error:
         if error.exit_code != PassError.exit_code:
             raise

@@ -10,6 +10,7 @@ import numpy as np
 
 from graphopt.analysis.base import Analysis, Cache
 from graphopt.progress import Progress, Silent
+from graphopt.runtime.latency_table import LatencyTable
 
 if TYPE_CHECKING:
     from graphopt.data.loader import Batches
@@ -24,7 +25,7 @@ class Context:
     """Calibration images, the target, the seed, progress, and cached analyses. There are no globals.
 
     ``calibration`` is never empty: without images it holds synthetic ones and says so (``calibration.synthetic``).
-    ``reference`` is the model as it was loaded.
+    ``reference`` is the model as it was loaded. ``latency_table`` is None for the one of this machine.
     """
 
     target: Target
@@ -33,7 +34,15 @@ class Context:
     seed: int = 0
     threads: int = 1
     progress: Progress = field(default_factory=Silent)
+    latency_table: LatencyTable | None = None
     _cache: Cache = field(default_factory=Cache, repr=False)
+
+    @property
+    def latencies(self) -> LatencyTable:
+        """Measured times. Whatever depends on time asks this, so that the same table gives the same result."""
+        if self.latency_table is None:
+            self.latency_table = LatencyTable(threads=self.threads)
+        return self.latency_table
 
     def analysis(self, question: Analysis[T], model: Model) -> T:
         """The cached answer to ``question`` about the present revision of ``model``."""

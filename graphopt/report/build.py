@@ -11,6 +11,7 @@ from typing import Any
 import graphopt
 from graphopt.ir import Model
 from graphopt.pipeline.manager import Record
+from graphopt.runtime.machine import cpu_name
 
 SCHEMA = "graphopt.report/1"
 
@@ -29,6 +30,7 @@ class Story:
     gates: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
+    latency_table: dict[str, Any] | None = None
     output_sha256: str | None = None
     written: bool = False
     error: dict[str, str] | None = None
@@ -57,6 +59,7 @@ def report(
         "passes": [record(r) for r in story.records],
         "dataset": story.dataset,
         "notes": story.notes,
+        "latency_table": story.latency_table,
         "environment": story.environment,
     }
     if story.error:
@@ -87,17 +90,7 @@ def environment(threads: int, seed: int) -> dict[str, Any]:
         "graphopt": graphopt.__version__,
         **{name: version(name) for name in packages},
         "python": platform.python_version(),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "threads": threads,
         "seed": seed,
     }
-
-
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

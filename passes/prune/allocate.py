@@ -58,25 +58,37 @@ def _counts(curves: Sequence[Curve], level: np.ndarray) -> np.ndarray:
     return np.array([c.kept[at] for c, at in zip(curves, level, strict=True)], dtype=np.int64)
 
 
-def _steps_down(curves: Sequence[Curve], level: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Families that can move one step down, their change of kept count, and importance lost."""
-    at = [f for f, c in enumerate(curves) if level[f] + 1 < c.kept.size]
-    change = [int(curves[f].kept[level[f] + 1] - curves[f].kept[level[f]]) for f in at]
-    lost = [float(curves[f].lost[level[f] + 1] - curves[f].lost[level[f]]) for f in at]
-    return np.array(at, dtype=np.int64), np.array(change, dtype=np.int64), np.array(lost)
+def _steps_down(
+    curves: Sequence[Curve], level: np.ndarray, reach: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Moves of one family by up to ``reach`` steps: the family, the steps, its change of kept count, and what it
+    loses."""
+    moves = [(f, by) for f, c in enumerate(curves) for by in range(1, min(reach, c.kept.size - 1 - level[f]) + 1)]
+    change = [int(curves[f].kept[level[f] + by] - curves[f].kept[level[f]]) for f, by in moves]
+    lost = [float(curves[f].lost[level[f] + by] - curves[f].lost[level[f]]) for f, by in moves]
+    at = np.array(moves, dtype=np.int64).reshape(-1, 2)
+    return at[:, 0], at[:, 1], np.array(change, dtype=np.int64), np.array(lost)
 
 
 def _descend(model: CostModel, curves: Sequence[Curve], level: np.ndarray, target: float) -> None:
+    # Where a single step may save nothing, only a longer one shows what a family is worth.
+    reach = max(c.kept.size for c in curves) if model.stepwise else 1
     while True:
         counts = _counts(curves, level)
         cost = float(model(counts[None])[0])
-        at, change, lost = _steps_down(curves, level)
+        at, by, change, lost = _steps_down(curves, level, reach)
         if cost <= target or not at.size:
             return
         trial = np.repeat(counts[None], at.size, axis=0)
         trial[np.arange(at.size), at] += change
-        saved = np.maximum(cost - model(trial), 1e-9)
-        level[at[int(np.argmin(lost / saved))]] += 1
+        saved = cost - model(trial)
+        if model.stepwise and saved.max() <= 0:
+            return
+        price = lost / np.maximum(saved, 1e-9)
+        if model.stepwise:
+            price[saved <= 0] = np.inf
+        best = int(np.argmin(price))
+        level[at[best]] += by[best]
 
 
 def _improve(model: CostModel, curves: Sequence[Curve], level: np.ndarray, target: float) -> None:

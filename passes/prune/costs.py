@@ -17,9 +17,10 @@ from graphopt.ir.values import nbytes
 
 
 class CostModel(Protocol):
-    """A cost of the model, ``total`` when it keeps everything."""
+    """A cost of the model, ``total`` when it keeps everything. ``stepwise``: a step may save nothing, or even cost."""
 
     total: float
+    stepwise: bool
 
     def __call__(self, kept: np.ndarray) -> np.ndarray:
         """Costs [m] for kept counts [m, families]."""
@@ -36,6 +37,8 @@ class Term:
 
 class Products:
     """A constant plus a sum of terms, exactly."""
+
+    stepwise = False
 
     def __init__(self, labels: Labels, families: tuple[Family, ...], terms: Sequence[Term], rest: float = 0.0) -> None:
         member = np.full(labels.count, -1)
@@ -124,6 +127,8 @@ class _Weights:
 
     A constant that nodes read by different labels falls apart into copies when it is cut in different ways.
     """
+
+    stepwise = False
 
     def __init__(
         self,

@@ -48,13 +48,20 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out: a plan that keeps everything stands for a model in which nothing could be pruned."""
+    """What came out. A plan that keeps everything stands for a model in which nothing could be pruned, unless
+    ``met``: then nothing need be."""
 
     plan: Plan
     verdict: Verdict
     model: Model
     recovery: Recovery | None
     metrics: dict[str, Any] = field(default_factory=dict)
+    met: bool = False
+
+    @classmethod
+    def unchanged(cls, task: Task, metrics: dict[str, Any], met: bool = True) -> Result:
+        keep = task.labels.everything()
+        return cls(Plan(keep, (), 1.0), Verdict(True, 0.0), task.model, None, metrics, met)
 
 
 class Goal(ABC):

@@ -12,6 +12,7 @@ from graphopt.ir import Model
 from graphopt.passes.prune import rewrites  # noqa: F401  (registers what surgery rewrites)
 from graphopt.passes.prune.costs import weight_bytes
 from graphopt.passes.prune.curves import Curve, by_reconstruction, by_scores
+from graphopt.passes.prune.faster import LatencyGoal
 from graphopt.passes.prune.goals import CostGoal, Goal, RatioGoal, Result, Task
 from graphopt.passes.prune.importance import CRITERIA, importance
 from graphopt.passes.prune.planning import Planner, candidates, pinned
@@ -23,7 +24,7 @@ from graphopt.spec import Table, format_value
 RECONSTRUCTION = "reconstruction"
 _MACS = 0.7  # what is kept when no target is given
 _FRACTION = {"min": 0.05, "max": 1.0}
-_TARGETS = ("macs", "params", "bytes", "ratio")
+_TARGETS = ("macs", "params", "bytes", "latency", "ratio")
 _NONE: Table[float] = Table()
 
 
@@ -43,6 +44,7 @@ class Prune(Pass):
     macs: float | None = option(None, "Target: fraction of the input model's multiply-accumulates to keep", **_FRACTION)
     params: float | None = option(None, "Target: fraction of its parameters to keep", **_FRACTION)
     bytes: float | None = option(None, "Target: fraction of the bytes of its weights to keep", **_FRACTION)
+    latency: float | None = option(None, "Target: fraction of its latency on this machine to keep", **_FRACTION)
     ratio: float | None = option(None, "Target: fraction of its channels that every layer loses", min=0.0, max=0.95)
     ratios: Table[float] = option(  # noqa: RUF009 (a dataclass field)
         _NONE,
@@ -85,6 +87,10 @@ class Prune(Pass):
         ]
         planner = Planner(model, labels, space.families, curves, proof_feeds(model, ctx), skipped, ctx)
         result = goal.reach(Task(model, labels, cost, planner, images if self.recover else None, ctx))
+        if result.met:
+            size = weight_bytes(model)
+            metrics = _metrics(cost, cost, (size, size), labels, None, ()) | result.metrics
+            return PassResult(False, metrics, _once(skipped))
         if result.plan.keep.all():
             raise PassError("nothing could be pruned: " + _summary(skipped), _hint(planner.families))
         sizes = (weight_bytes(model), weight_bytes(result.model))
@@ -96,6 +102,8 @@ class Prune(Pass):
     def _goal(self) -> Goal:
         if self.ratio is not None:
             return RatioGoal(self.ratio)
+        if self.latency is not None:
+            return LatencyGoal(self.latency)
         for name, fraction in (("params", self.params), ("bytes", self.bytes)):
             if fraction is not None:
                 return CostGoal(name, fraction)

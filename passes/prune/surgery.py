@@ -139,6 +139,11 @@ def rewrites(*ops: str) -> Callable[[Rewrite], Rewrite]:
     return register
 
 
+def rewritten(op: str) -> bool:
+    """Whether nodes of an operator count channels outside of their weights."""
+    return op in _REWRITES
+
+
 class Edit:
     """One node to rewrite, with the kept entries of the tensors around it."""
 

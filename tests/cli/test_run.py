@@ -239,3 +239,21 @@ def test_a_shape_that_contradicts_the_model(graphopt, classifier: Path, images: 
     done = graphopt("run", classifier, "--data", images, "--input-shape", "input:1,3,13,12")
     assert done.returncode == 2 and "contradicts" in done.stderr and "Traceback" not in done.stderr
     assert not classifier.with_suffix(".opt.onnx").exists()
+
+
+def test_the_same_latency_table_gives_the_same_bytes(graphopt, classifier: Path, images: Path, tmp_path: Path) -> None:
+    table = tmp_path / "times.json"
+    spec = "prune{latency=0.8,multiple=1,min_keep=0.1,importance=l2,recover=false}"
+    words = ("run", classifier, "--passes", spec, "--data", images, "--latency-table", table, "--format", "json")
+    hashes, measured = set(), []
+    for number in range(2):
+        done = graphopt(*words, "-o", f"out{number}.onnx")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["latency_table"]["sha256"] == hashlib.sha256(table.read_bytes()).hexdigest()
+        measured.append(found["latency_table"]["measured"])
+        hashes.add(found["output"]["sha256"])
+    assert len(hashes) == 1 and measured[0] > 0 and measured[1] == 0
+    assert json.loads(graphopt(*words[:2], "--passes", "fold", "--format", "json").stdout)["latency_table"] is None
+    done = graphopt(*words[:6], "--latency-table", classifier)
+    assert done.returncode == 2 and "no latency table" in done.stderr and "Traceback" not in done.stderr
