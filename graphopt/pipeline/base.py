@@ -8,6 +8,7 @@ import math
 import types
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Integral, Real
@@ -52,9 +53,12 @@ def option(
     *,
     min: float | None = None,
     max: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: Collection[str] | None = None,
 ) -> Any:
-    """Declare an option of a pass: a default, one line of help, and the values it may take (bounds inclusive)."""
+    """Declare an option of a pass: a default, one line of help, and the values it may take (bounds inclusive).
+
+    ``choices`` may grow later, where what can be chosen is registered.
+    """
     return field(default=default, metadata={"help": help, "min": min, "max": max, "choices": choices})
 
 
@@ -68,7 +72,7 @@ class OptionInfo:
     help: str
     min: float | None
     max: float | None
-    choices: tuple[str, ...] | None
+    choices: Collection[str] | None
 
     @property
     def allowed(self) -> str:

@@ -10,10 +10,10 @@ from graphopt.analysis.cost import Cost, CostAnalysis
 from graphopt.analysis.labels import ChannelLabels, Family, Labels
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model
-from graphopt.passes.prune import rewrites  # noqa: F401  (registers what surgery rewrites)
+from graphopt.passes.prune import criteria, rewrites, taylor  # noqa: F401  (registers criteria, and what surgery rewrites)
 from graphopt.passes.prune.allocate import Plan, allocate
 from graphopt.passes.prune.curves import Curve, by_reconstruction, by_scores
-from graphopt.passes.prune.importance import CRITERIA, importance
+from graphopt.passes.prune.importance import NAMES, RECONSTRUCTION, Channels, importance, needs_images
 from graphopt.passes.prune.proof import Verdict, check, guilty, proof_feeds
 from graphopt.passes.prune.recover import recover
 from graphopt.passes.prune.running import Images, load_images
@@ -22,7 +22,6 @@ from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 from graphopt.pipeline.patterns import matching, unmatched
 
 _TOLERANCE = 0.03
-RECONSTRUCTION = "reconstruction"
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Prune(Pass):
     requires = ("simplify",)
 
     macs: float = option(0.7, "Multiply-accumulates to keep, as a fraction of the input model's", min=0.05, max=1.0)
-    importance: str = option(RECONSTRUCTION, "How channels are ranked", choices=(RECONSTRUCTION, *CRITERIA))
+    importance: str = option(RECONSTRUCTION, "How channels are ranked", choices=NAMES)
     multiple: int = option(0, "Kept channel counts are multiples of this; 0: the target's", min=0)
     min_keep: float = option(0.25, "Fraction of channels that every layer keeps at least", min=0.0, max=1.0)
     recover: bool = option(True, "Refit the remaining weights on the calibration images; needs no labels")
@@ -81,7 +80,7 @@ class Prune(Pass):
 
     def _images(self, model: Model, ctx: Context) -> Images | None:
         """Calibration images, decoded once for all that needs them; None where nothing does, or there are none."""
-        wanted = self.recover or self.importance == RECONSTRUCTION
+        wanted = self.recover or needs_images(self.importance)
         return load_images(model, ctx) if wanted and len(model.inputs) == 1 and len(ctx.calibration) > 0 else None
 
     def _candidates(self, labels: Labels, multiple: int) -> tuple[tuple[Family, ...], list[Skipped]]:
@@ -148,9 +147,9 @@ class Prune(Pass):
         """What each family loses, by the chosen criterion; by the energy of weights where there are no images."""
         multiple = self.multiple or ctx.target.channel_multiple
         if self.importance != RECONSTRUCTION:
-            scores = importance(model, labels, CRITERIA[self.importance])
+            scores = importance(self.importance, Channels(model, labels, families, images, ctx))
             return by_scores(families, scores, multiple, self.min_keep)
-        scores = importance(model, labels, CRITERIA["l2"])
+        scores = importance("l2", Channels(model, labels, families, None, ctx))
         if images is None or not images.count:
             ctx.progress.warn(
                 "prune: no images to reconstruct outputs on; channels are ranked by the energy of weights"
