@@ -31,11 +31,15 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something a pass considered and left alone, with a reason that a user can act on."""
+    """Something a pass considered and left alone, with a reason that a user can act on.
+
+    ``macs_held_back``: multiply-accumulates at batch 1 that could be saved at most if it were not, where that is known.
+    """
 
     node: str
     op: str
     reason: str
+    macs_held_back: int | None = None
 
 
 @dataclass

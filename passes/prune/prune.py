@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.analysis.cost import Cost, CostAnalysis
-from graphopt.analysis.labels import ChannelLabels, Family, Labels
+from graphopt.analysis.labels import ChannelLabels, Family, Labels, held_back, why_not
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model
 from graphopt.passes.prune import criteria, rewrites, taylor  # noqa: F401  (registers criteria, and what surgery rewrites)
@@ -46,16 +46,17 @@ class Prune(Pass):
     def run(self, model: Model, ctx: Context) -> PassResult:
         cost = ctx.analysis(CostAnalysis(), model)
         labels = ctx.analysis(ChannelLabels(), model)
-        skipped = [Skipped(x.node, x.op, x.reason) for x in labels.locked]
+        skipped = [Skipped(x.node, x.op, x.reason, x.macs) for x in why_not(labels, cost)]
         families, left = self._candidates(labels, ctx.target.channel_multiple)
         skipped += left
         if self.macs >= 1.0:
-            return PassResult(False, _metrics(cost, cost, labels, None, 0.0), skipped)
+            metrics = _metrics(cost, cost, labels, None, 0.0) | _held_back(labels, cost, families)
+            return PassResult(False, metrics, _ordered(skipped))
         feeds = proof_feeds(model, ctx)
         images = self._images(model, ctx)
         plan, verdict, families = self._plan(model, ctx, cost, labels, families, images, feeds, skipped)
         if plan.keep.all():
-            raise PassError("nothing could be pruned: " + _summary(skipped), _hint(families))
+            raise PassError("nothing could be pruned: " + _summary(_ordered(skipped)), _hint(families))
         original = model.copy()
         remove(model, labels, plan.keep)
         recovery = None
@@ -68,7 +69,7 @@ class Prune(Pass):
                 f"prune: {planned:.0%} of the multiply-accumulates remain where {self.macs:.0%} were asked for; "
                 "what else there is must stay (see the skipped nodes) or is held by min_keep and multiple"
             )
-        metrics = _metrics(cost, after, labels, plan, verdict.error, families)
+        metrics = _metrics(cost, after, labels, plan, verdict.error, families) | _held_back(labels, cost, families)
         if recovery is not None:
             metrics |= {
                 "refitted": recovery.refitted,
@@ -76,7 +77,7 @@ class Prune(Pass):
                 "refit_error_before": round(recovery.error_before, 6),
                 "refit_error_after": round(recovery.error_after, 6),
             }
-        return PassResult(True, metrics, _once(skipped))
+        return PassResult(True, metrics, _ordered(skipped))
 
     def _images(self, model: Model, ctx: Context) -> Images | None:
         """Calibration images, decoded once for all that needs them; None where nothing does, or there are none."""
@@ -99,7 +100,7 @@ class Prune(Pass):
             elif family.groups.size <= multiple:
                 reason = f"its {family.groups.size} channels are not more than the channel multiple {multiple}"
             if reason:
-                left.append(Skipped(family.name, _op(labels, family.name), reason))
+                left.append(_skipped(labels, family, reason))
             else:
                 free.append(family)
         return tuple(free), left
@@ -129,9 +130,7 @@ class Prune(Pass):
             ctx.progress.warn(f"prune: the proof failed ({verdict.reason}); looking for the channels at fault")
             culprit = self._culprit(model, labels, plan, families, feeds)
             why = check(model, labels, _only(labels, plan, [culprit]), feeds).reason or verdict.reason
-            skipped.append(
-                Skipped(culprit.name, _op(labels, culprit.name), f"removing its channels is not exact: {why}")
-            )
+            skipped.append(_skipped(labels, culprit, f"removing its channels is not exact: {why}"))
             kept = [k for k, f in enumerate(families) if f is not culprit]
             families, curves = tuple(families[k] for k in kept), [curves[k] for k in kept]
 
@@ -173,6 +172,17 @@ def _only(labels: Labels, plan: Plan, families: list[Family]) -> np.ndarray:
     return keep
 
 
+def _skipped(labels: Labels, family: Family, reason: str) -> Skipped:
+    op = _op(labels, family.name)
+    return Skipped(family.name, op, reason, labels.holding(family.groups))
+
+
+def _held_back(labels: Labels, cost: Cost, families: tuple[Family, ...]) -> dict[str, object]:
+    """MACs that all that was left alone takes part in: all but ``families``."""
+    free = {id(f) for f in families}
+    return {"macs_held_back": held_back(labels, cost, [f.groups for f in labels.families if id(f) not in free])}
+
+
 def _op(labels: Labels, name: str) -> str:
     return labels.ops[labels.names.index(name)] if name in labels.names else ""
 
@@ -204,8 +214,9 @@ def _metrics(
     }
 
 
-def _once(skipped: list[Skipped]) -> list[Skipped]:
-    return list(dict.fromkeys(skipped))
+def _ordered(skipped: list[Skipped]) -> list[Skipped]:
+    """Each once, what holds back most first."""
+    return sorted(dict.fromkeys(skipped), key=lambda s: -(s.macs_held_back or 0))
 
 
 def _summary(skipped: list[Skipped], most: int = 4) -> str:
