@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
 
 from graphopt.analysis.cost import CostAnalysis
-from graphopt.analysis.labels import ChannelLabels
+from graphopt.analysis.labels import ChannelLabels, held_back, why_not
 from graphopt.driver.config import Settings
 from graphopt.driver.inputs import prepare
 from graphopt.errors import GraphoptError
@@ -78,7 +78,7 @@ def _channels(model: Model, registry: Registry, ctx: Context) -> dict[str, Any]:
     """Channels that can be removed together, and those that must stay, as pruning would see them: folded first."""
     folded = model.copy()
     PassManager(registry.build("simplify")).run(folded, ctx)
-    labels = ctx.analysis(ChannelLabels(), folded)
+    labels, cost = ctx.analysis(ChannelLabels(), folded), ctx.analysis(CostAnalysis(), folded)
     return {
         "families": [
             {
@@ -88,7 +88,12 @@ def _channels(model: Model, registry: Registry, ctx: Context) -> dict[str, Any]:
             }
             for family in labels.families
         ],
-        "locked": [asdict(entry) for entry in labels.locked],
+        "locked": [
+            {"node": x.node, "op": x.op, "reason": x.reason, "channels": x.channels, "macs_held_back": x.macs}
+            for x in why_not(labels, cost)
+        ],
+        "macs": cost.macs,
+        "macs_held_back": held_back(labels, cost),
     }
 
 

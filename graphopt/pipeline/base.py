@@ -8,7 +8,7 @@ import math
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from numbers import Integral, Real
@@ -31,11 +31,15 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something a pass considered and left alone, with a reason that a user can act on."""
+    """Something a pass considered and left alone, with a reason that a user can act on.
+
+    ``macs_held_back``: multiply-accumulates at batch 1 that could be saved at most if it were not, where that is known.
+    """
 
     node: str
     op: str
     reason: str
+    macs_held_back: int | None = None
 
 
 @dataclass
@@ -53,9 +57,12 @@ def option(
     *,
     min: float | None = None,
     max: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: Collection[str] | None = None,
 ) -> Any:
-    """Declare an option of a pass: a default, one line of help, and the values it may take (bounds inclusive)."""
+    """Declare an option of a pass: a default, one line of help, and the values it may take (bounds inclusive).
+
+    ``choices`` may grow later, where what can be chosen is registered.
+    """
     return field(default=default, metadata={"help": help, "min": min, "max": max, "choices": choices})
 
 
@@ -69,7 +76,7 @@ class OptionInfo:
     help: str
     min: float | None
     max: float | None
-    choices: tuple[str, ...] | None
+    choices: Collection[str] | None
 
     @property
     def allowed(self) -> str:

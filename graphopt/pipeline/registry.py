@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from graphopt import spec
+from graphopt import extension, spec
 from graphopt.errors import PassError, UsageError
 from graphopt.pipeline.base import Pass, Pipeline
 
@@ -86,7 +86,10 @@ class Registry:
         return cls
 
     def load_file(self, path: str | Path) -> list[type[Pass]]:
-        """Register the passes that a Python file defines (imported ones do not count)."""
+        """Register the passes that a Python file defines (imported ones do not count).
+
+        There may be none where it registers something else: a rule of an operator, a criterion of pruning.
+        """
         path = Path(path)
         if not path.is_file():
             raise UsageError(f"no such pass file: {path}")
@@ -109,7 +112,7 @@ class Registry:
             and value.__module__ == name
             and (hasattr(value, "name") or not inspect.isabstract(value))  # a base class for others is neither
         ]
-        if not found:
+        if not found and not extension.extends(name):
             raise UsageError(f"{path} defines no pass", "derive a class from graphopt.Pass in it")
         for cls in found:
             self.add(cls)

@@ -76,7 +76,7 @@ def record(found: Record) -> dict[str, Any]:
         "seconds": round(found.seconds, 3),
         "delta": found.delta,
         "metrics": found.metrics,
-        "skipped": [asdict(s) for s in found.skipped],
+        "skipped": [{k: v for k, v in asdict(s).items() if v is not None} for s in found.skipped],
     }
     if found.exactness is not None:
         entry["exactness"] = found.exactness

@@ -133,15 +133,32 @@ def _print_records(out: Console, records: list[dict[str, Any]]) -> None:
                 else f"outputs not compared: {check['reason']}"
             )
             out.print(f"    {escape(said)}")
-        reasons = Counter((s["op"], s["reason"]) for s in entry["skipped"])
-        for (op, reason), count in reasons.most_common(_REASONS):
-            out.print(f"    left alone: {count} {op}: {escape(reason)}")
+        reasons = _by_reason(entry["skipped"])
+        for (op, reason), count, macs in reasons[:_REASONS]:
+            out.print(f"    left alone: {count} {op}: {escape(reason)}{_held(macs)}")
         if len(reasons) > _REASONS:
             out.print(f"    ... and {len(reasons) - _REASONS} more reasons, in the report")
     if idle:
         out.print(f"nothing to do: {', '.join(idle)}")
     if records:
         out.print()
+
+
+def _by_reason(entries: list[dict[str, Any]]) -> list[tuple[tuple[str, str], int, int | None]]:
+    """Operator and reason, how many entries share them, and the most MACs that one of these holds back: those that hold
+    back most come first, then those that are most frequent."""
+    count = Counter((e["op"], e["reason"]) for e in entries)
+    most: dict[tuple[str, str], int] = {}
+    for entry in entries:
+        if entry.get("macs_held_back") is not None:
+            key = (entry["op"], entry["reason"])
+            most[key] = max(most.get(key, 0), entry["macs_held_back"])
+    found = [(key, times, most.get(key)) for key, times in count.most_common()]
+    return sorted(found, key=lambda item: -(item[2] or 0))
+
+
+def _held(macs: int | None) -> str:
+    return "" if macs is None else f" (holds back {number(macs)} multiply-accumulates)"
 
 
 def _fact(value: Any) -> str:
@@ -302,5 +319,11 @@ def _print_channels(out: Console, channels: dict[str, Any], most: int) -> None:
         out.print(table)
     if len(families) > most:
         out.print(f"... and {len(families) - most} more (--layers N)")
-    for reason, count in Counter(entry["reason"] for entry in channels["locked"]).most_common(_REASONS):
-        out.print(f"    cannot be pruned: {count}: {escape(reason)}")
+    if channels["locked"]:
+        held, all_ = number(channels["macs_held_back"]), number(channels["macs"])
+        out.print(f"{held} of {all_} multiply-accumulates involve channels that must stay:")
+    reasons = _by_reason(channels["locked"])
+    for (op, reason), count, macs in reasons[:_REASONS]:
+        out.print(f"    cannot be pruned: {count} {op}: {escape(reason)}{_held(macs)}")
+    if len(reasons) > _REASONS:
+        out.print(f"    ... and {len(reasons) - _REASONS} more reasons (--format json)")

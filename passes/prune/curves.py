@@ -145,12 +145,12 @@ def divergence(before: np.ndarray, after: np.ndarray) -> float:
     """Mean Kullback-Leibler divergence of class probabilities [images, classes]; of any other output, the squared
     error relative to its variance."""
     if before.ndim == 2 and before.shape[1] > 1:
-        p, q = _log_probabilities(before), _log_probabilities(after)
+        p, q = log_probabilities(before), log_probabilities(after)
         return float((np.exp(p) * (p - q)).sum(axis=1).mean())
     return float(((after - before) ** 2).mean() / max(float(before.var()), 1e-12))
 
 
-def _log_probabilities(values: np.ndarray) -> np.ndarray:
+def log_probabilities(values: np.ndarray) -> np.ndarray:
     if values.min() >= 0 and np.allclose(values.sum(axis=1), 1.0, atol=1e-3):
         return np.log(np.maximum(values, 1e-9))
     shifted = values - values.max(axis=1, keepdims=True)

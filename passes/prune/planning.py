@@ -48,7 +48,7 @@ def candidates(labels: Labels, keep: tuple[str, ...], ratios: Table[float], mult
         elif family.groups.size <= multiple:
             reason = f"its {family.groups.size} channels are not more than the channel multiple {multiple}"
         if reason:
-            left.append(Skipped(family.name, op_of(labels, family.name), reason))
+            left.append(_skipped(labels, family, reason))
             continue
         free.append(family)
         if pattern is not None:
@@ -61,8 +61,10 @@ def candidates(labels: Labels, keep: tuple[str, ...], ratios: Table[float], mult
     return Space(tuple(free), given, left)
 
 
-def op_of(labels: Labels, name: str) -> str:
-    return labels.ops[labels.names.index(name)] if name in labels.names else ""
+def _skipped(labels: Labels, family: Family, reason: str) -> Skipped:
+    name = family.name
+    op = labels.ops[labels.names.index(name)] if name in labels.names else ""
+    return Skipped(name, op, reason, labels.holding(family.groups))
 
 
 def pinned(curve: Curve, ratio: float) -> Curve:
@@ -112,8 +114,7 @@ class Planner:
 
     def _lock(self, culprit: Family, plan: Plan, verdict: Verdict) -> None:
         why = self._check(plan, [culprit]).reason or verdict.reason
-        op = op_of(self.labels, culprit.name)
-        self.skipped.append(Skipped(culprit.name, op, f"removing its channels is not exact: {why}"))
+        self.skipped.append(_skipped(self.labels, culprit, f"removing its channels is not exact: {why}"))
         kept = [k for k, f in enumerate(self.families) if f is not culprit]
         self.families = tuple(self.families[k] for k in kept)
         self.curves = [self.curves[k] for k in kept]

@@ -6,22 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphopt.analysis.cost import Cost, CostAnalysis
-from graphopt.analysis.labels import ChannelLabels, Family, Labels
+from graphopt.analysis.labels import ChannelLabels, Family, Labels, held_back, why_not
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model
-from graphopt.passes.prune import rewrites  # noqa: F401  (registers what surgery rewrites)
+from graphopt.passes.prune import criteria, rewrites, taylor  # noqa: F401  (registers criteria, and what surgery rewrites)
 from graphopt.passes.prune.costs import weight_bytes
 from graphopt.passes.prune.curves import Curve, by_reconstruction, by_scores
 from graphopt.passes.prune.faster import LatencyGoal
 from graphopt.passes.prune.goals import CostGoal, Goal, RatioGoal, Result, Task
-from graphopt.passes.prune.importance import CRITERIA, importance
+from graphopt.passes.prune.importance import NAMES, RECONSTRUCTION, Channels, importance, needs_images
 from graphopt.passes.prune.planning import Planner, candidates, pinned
 from graphopt.passes.prune.proof import proof_feeds
 from graphopt.passes.prune.running import Images, load_images
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 from graphopt.spec import Table, format_value
 
-RECONSTRUCTION = "reconstruction"
 _MACS = 0.7  # what is kept when no target is given
 _FRACTION = {"min": 0.05, "max": 1.0}
 _TARGETS = ("macs", "params", "bytes", "latency", "ratio")
@@ -52,7 +51,7 @@ class Prune(Pass):
         min=0.0,
         max=0.95,
     )
-    importance: str = option(RECONSTRUCTION, "How channels are ranked", choices=(RECONSTRUCTION, *CRITERIA))
+    importance: str = option(RECONSTRUCTION, "How channels are ranked", choices=NAMES)
     multiple: int = option(0, "Kept channel counts are multiples of this; 0: the target's", min=0)
     min_keep: float = option(0.25, "Fraction of channels that every layer keeps at least", min=0.0, max=1.0)
     recover: bool = option(True, "Refit the remaining weights on the calibration images; needs no labels")
@@ -74,10 +73,11 @@ class Prune(Pass):
         cost = ctx.analysis(CostAnalysis(), model)
         labels = ctx.analysis(ChannelLabels(), model)
         space = candidates(labels, self.keep, self.ratios, self._multiple(ctx))
-        skipped = [*(Skipped(x.node, x.op, x.reason) for x in labels.locked), *space.left]
+        skipped = [*(Skipped(x.node, x.op, x.reason, x.macs) for x in why_not(labels, cost)), *space.left]
         if goal.trivial and not any(space.ratios.values()):
             size = weight_bytes(model)
-            return PassResult(False, _metrics(cost, cost, (size, size), labels, None, ()), _once(skipped))
+            metrics = _metrics(cost, cost, (size, size), labels, None, ()) | _held_back(labels, cost, space.families)
+            return PassResult(False, metrics, _ordered(skipped))
         images = self._images(model, ctx)
         curves = [
             pinned(curve, space.ratios[family.name]) if family.name in space.ratios else curve
@@ -90,14 +90,16 @@ class Prune(Pass):
         if result.met:
             size = weight_bytes(model)
             metrics = _metrics(cost, cost, (size, size), labels, None, ()) | result.metrics
-            return PassResult(False, metrics, _once(skipped))
+            metrics |= _held_back(labels, cost, planner.families)
+            return PassResult(False, metrics, _ordered(skipped))
         if result.plan.keep.all():
-            raise PassError("nothing could be pruned: " + _summary(skipped), _hint(planner.families))
+            raise PassError("nothing could be pruned: " + _summary(_ordered(skipped)), _hint(planner.families))
         sizes = (weight_bytes(model), weight_bytes(result.model))
         model.replace_with(result.model)
         after = ctx.analysis(CostAnalysis(), model)
         metrics = _metrics(cost, after, sizes, labels, result, planner.touched(result.plan)) | result.metrics
-        return PassResult(True, metrics, _once(skipped))
+        metrics |= _held_back(labels, cost, planner.families)
+        return PassResult(True, metrics, _ordered(skipped))
 
     def _goal(self) -> Goal:
         if self.ratio is not None:
@@ -114,7 +116,7 @@ class Prune(Pass):
 
     def _images(self, model: Model, ctx: Context) -> Images | None:
         """Calibration images, decoded once for all that needs them; None where nothing does, or there are none."""
-        wanted = self.recover or self.importance == RECONSTRUCTION
+        wanted = self.recover or needs_images(self.importance)
         return load_images(model, ctx) if wanted and len(model.inputs) == 1 and len(ctx.calibration) > 0 else None
 
     def _curves(
@@ -129,15 +131,21 @@ class Prune(Pass):
         """What each family loses, by the chosen criterion; by the energy of weights where there are no images."""
         multiple = self._multiple(ctx)
         if self.importance != RECONSTRUCTION:
-            scores = importance(model, labels, CRITERIA[self.importance])
+            scores = importance(self.importance, Channels(model, labels, families, images, ctx))
             return by_scores(families, scores, multiple, self.min_keep)
-        scores = importance(model, labels, CRITERIA["l2"])
+        scores = importance("l2", Channels(model, labels, families, None, ctx))
         if images is None or not images.count:
             ctx.progress.warn(
                 "prune: no images to reconstruct outputs on; channels are ranked by the energy of weights"
             )
             return by_scores(families, scores, multiple, self.min_keep)
         return by_reconstruction(model, labels, families, scores, multiple, self.min_keep, images, cost.macs, ctx)
+
+
+def _held_back(labels: Labels, cost: Cost, families: tuple[Family, ...]) -> dict[str, object]:
+    """MACs that all that was left alone takes part in: all but ``families``."""
+    free = {id(f) for f in families}
+    return {"macs_held_back": held_back(labels, cost, [f.groups for f in labels.families if id(f) not in free])}
 
 
 def _metrics(
@@ -176,8 +184,9 @@ def _metrics(
     return found
 
 
-def _once(skipped: list[Skipped]) -> list[Skipped]:
-    return list(dict.fromkeys(skipped))
+def _ordered(skipped: list[Skipped]) -> list[Skipped]:
+    """Each once, what holds back most first."""
+    return sorted(dict.fromkeys(skipped), key=lambda s: -(s.macs_held_back or 0))
 
 
 def _summary(skipped: list[Skipped], most: int = 4) -> str:

@@ -56,6 +56,13 @@ def test_inspect(graphopt, classifier: Path) -> None:
     assert found["macs"] == 144 * (16 * 27 + 32 * 144 + 16 * 288) + 64
     assert {"simplify", "simplify,prune", "simplify,quantize"} <= {p["pipeline"] for p in found["passes"]}
     assert not classifier.with_suffix(".opt.onnx").exists()
+    assert "multiply-accumulates involve channels that must stay" in done.stdout
+    assert "(holds back 64 multiply-accumulates)" in " ".join(done.stdout.split())
+    (output,) = found["channels"]["locked"]
+    assert (output["node"], output["channels"], output["macs_held_back"]) == ("fc", 4, 64)
+    assert found["channels"]["macs_held_back"] == 64 and found["channels"]["macs"] == found["macs"]
+    pruned = next(p for p in found["passes"] if p["pipeline"] == "simplify,prune")
+    assert all("macs_held_back" in s for s in pruned["passes"][-1]["skipped"])
 
 
 def test_passes_lists_and_describes(graphopt, pass_file: Path) -> None:

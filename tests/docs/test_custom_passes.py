@@ -17,7 +17,7 @@ def files(root: Path, tmp_path: Path) -> Path:
     """Every file that the page shows, written to a folder."""
     text = (root / "docs" / "custom-passes.md").read_text()
     found = re.findall(r"^`([\w.]+\.py)`:\n\n```python\n(.*?)^```", text, re.M | re.S)
-    assert [name for name, _ in found] == ["no_softmax.py", "test_no_softmax.py", "hard_tanh.py"]
+    assert [name for name, _ in found] == ["no_softmax.py", "test_no_softmax.py", "hard_tanh.py", "spread.py"]
     for name, code in found:
         (tmp_path / name).write_text(code)
     return tmp_path
@@ -74,3 +74,23 @@ def test_the_rewriting_pass_rewrites_and_says_what_it_does_not(files: Path) -> N
     shared = Model.from_text(text.replace("b = Min(x, one) z = Max(minus, b)", "z = Neg(a)"))
     result = cls().run(shared, None)  # type: ignore[arg-type]
     assert not result.changed and "read 'a'" in result.skipped[0].reason
+
+
+def test_the_criterion_ranks_channels(files: Path, classifier: Path, images: Path) -> None:
+    """Another way to rank gives another file, and what it is called is listed."""
+    graphopt = [sys.executable, "-c", "from graphopt.cli import main; main()"]
+    written = {}
+    for name, loaded in (("spread", ["--load-pass", "spread.py"]), ("l2", [])):
+        passes = f"prune{{macs=0.7,multiple=4,importance={name}}}"
+        command = ["run", str(classifier), *loaded, "--passes", passes, "--data", str(images), "-o", f"{name}.onnx"]
+        done = subprocess.run([*graphopt, *command], capture_output=True, text=True, cwd=files)
+        assert done.returncode == 0, done.stderr
+        written[name] = (files / f"{name}.onnx").read_bytes()
+    assert written["spread"] != written["l2"]
+    shown = subprocess.run(
+        [*graphopt, "passes", "prune", "--load-pass", "spread.py"], capture_output=True, text=True, cwd=files
+    )
+    assert "spread" in shown.stdout
+    unknown = [*graphopt, "run", str(classifier), "--passes", passes.replace("l2", "spread")]
+    done = subprocess.run(unknown, capture_output=True, text=True, cwd=files)
+    assert done.returncode == 2 and "importance" in done.stderr and "Traceback" not in done.stderr

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.analysis.base import Analysis
+from graphopt.analysis.labels.held import held_back, why_not
 from graphopt.analysis.labels.propagate import propagate
 from graphopt.analysis.labels.registry import Unsupported, rule
 from graphopt.analysis.labels.result import Contraction, Family, Labels, Locked
@@ -27,8 +28,10 @@ __all__ = [
     "Shuffle",
     "Slot",
     "Unsupported",
+    "held_back",
     "propagate",
     "rule",
+    "why_not",
 ]
 
 

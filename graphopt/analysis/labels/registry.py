@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from graphopt import extension
+
 if TYPE_CHECKING:
     from graphopt.analysis.labels.scope import NodeScope
 
@@ -24,6 +26,7 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
     """
 
     def register(function: Rule) -> Rule:
+        extension.add(function)
         for op in ops:
             _RULES[domain, op] = function
         return function

@@ -9,16 +9,24 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from graphopt.analysis.labels.held import Holding
 from graphopt.analysis.labels.scope import Axes, Builder, Shuffle, Slot
 
 
 @dataclass(frozen=True)
 class Locked:
-    """Channels that cannot be removed: the node that makes them (or has no rule), and why."""
+    """Channels that cannot be removed: the node that makes them (or has no rule), and why.
+
+    ``macs`` at batch 1 of all the sums that these channels take part in: what removing them could save at most. Two
+    entries can hold back the same MACs. ``unfollowed``: there is no rule for the node.
+    """
 
     node: str
     op: str
     reason: str
+    channels: int
+    macs: int
+    unfollowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,11 @@ class Labels:
             found.setdefault(slot.node, []).append((slot, groups))
         return found
 
+    @cached_property
+    def holding(self) -> Holding:
+        """MACs that a set of groups takes part in."""
+        return Holding(self.contractions, self.count)
+
     def everything(self) -> np.ndarray:
         """The keep mask [count] that keeps all."""
         return np.ones(self.count, dtype=bool)
@@ -103,7 +116,7 @@ def finish(builder: Builder, names: list[str], ops: list[str]) -> Labels:
         for c in builder.contractions
     )
     families = _families(builder, group, fixed, tensors, slots, contractions, names)
-    locked = _reasons(builder, group, first, names, ops)
+    locked = _reasons(builder, group, first, names, ops, Holding(contractions, count))
     return Labels(
         count, fixed, tensors, slots, contractions, families, locked, tuple(builder.shuffles), tuple(names), tuple(ops)
     )
@@ -168,16 +181,25 @@ def _families(
 
 
 def _reasons(
-    builder: Builder, group: np.ndarray, first: np.ndarray, names: list[str], ops: list[str]
+    builder: Builder, group: np.ndarray, first: np.ndarray, names: list[str], ops: list[str], holding: Holding
 ) -> tuple[Locked, ...]:
     """One entry per node and reason: nodes without a rule, then nodes that make channels which are fixed."""
-    found = {Locked(names[node], ops[node], why): None for node, why in builder.unknown}
+    by_node: dict[int, list[np.ndarray]] = {node: [np.zeros(0, np.int64)] for node, _ in builder.unknown}
+    for labels, node, _ in builder.locks:
+        if node in by_node:
+            by_node[node].append(group[labels])
+    found: dict[Locked, None] = {}
+    for node, why in builder.unknown:
+        groups = np.unique(np.concatenate(by_node[node]))
+        found[Locked(names[node], ops[node], why, groups.size, holding(groups), unfollowed=True)] = None
     for start, stop, node in builder.origins:
         hit = first[group[start:stop]]
         for number in np.unique(hit[hit < len(builder.locks)]):
             _, at, why = builder.locks[number]
             by = f"{names[at]!r} ({ops[at]}): " if at not in (node, -1) else ""
-            part = int((hit == number).sum())
+            groups = group[start:stop][hit == number]
+            part = groups.size
             some = "its output channels" if part == stop - start else f"{part} of its {stop - start} output channels"
-            found[Locked(names[node], ops[node], f"{some} must stay; {by}{why}")] = None
+            why = f"{some} must stay; {by}{why}"
+            found[Locked(names[node], ops[node], why, part, holding(groups))] = None
     return tuple(found)

@@ -156,3 +156,44 @@ def test_same_input_same_bytes_whatever_the_hash_seed():
         for seed in ("1", "2")
     }
     assert len(digests) == 1
+
+
+def test_what_is_left_alone_says_what_it_holds_back(context):
+    """By rule, by the option, by the multiple: the worst first, and a total that counts nothing twice."""
+    model = network("b = Softmax<axis=1>(a)")
+    convs = [n.name for n in model.graph.nodes if n.op == "Conv"]
+    result = Prune(macs=1.0, keep=(convs[2],)).run(model, context(model))
+    held = [s.macs_held_back for s in result.skipped]
+    assert None not in held and held == sorted(held, reverse=True)
+    by_reason = {s.reason: s.macs_held_back for s in result.skipped}
+    plane, width = 6 * 6, 32
+    first, second, third = 27 * width * plane, 9 * width * width * 16, width * width * 16
+    assert next(v for k, v in by_reason.items() if "Softmax" in k) == first + second
+    kept = [s.macs_held_back for s in result.skipped if "option keep" in s.reason]
+    assert sorted(kept) == [third + 10 * width, second + third]
+    assert next(v for k, v in by_reason.items() if "output of the model" in k) == 10 * width
+    # Every layer makes or reads channels that must stay.
+    assert result.metrics["macs_held_back"] == first + second + third + 10 * width
+
+
+def test_channels_below_the_multiple_hold_back_theirs(context):
+    model = network(width=32)
+    with pytest.raises(PassError) as caught:
+        Prune(macs=0.7, multiple=64).run(model, context(model))
+    assert "not more than the channel multiple 64" in str(caught.value)
+    small = network(width=32)
+    result = Prune(macs=1.0, multiple=64).run(small, context(small))
+    assert not result.changed and result.metrics["macs_held_back"] == result.metrics["macs_before"]
+
+
+def test_channels_that_break_the_proof_hold_back_theirs(context, monkeypatch):
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+
+    @rule("Softmax")
+    def wrong(scope: NodeScope) -> None:
+        scope.out(scope.axes(0))
+
+    model = network("b = Softmax<axis=1>(a)")
+    result = Prune(macs=0.6, min_keep=0.1).run(model, context(model))
+    (entry,) = (s for s in result.skipped if "not exact" in s.reason)
+    assert entry.macs_held_back == 27 * 32 * 36 + 9 * 32 * 32 * 16
