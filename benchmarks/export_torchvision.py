@@ -30,18 +30,19 @@ MODELS = (
     *("efficientnet_v2_s", "densenet121", "shufflenet_v2_x1_0", "regnet_y_400mf", "convnext_tiny", "vit_b_16"),
     *("swin_t", "swin_v2_t", "googlenet", "inception_v3", "squeezenet1_1", "mnasnet1_0"),
 )
-# Sides of the input: 64, since sizes change times and no node, but for these, which need more or are built for one.
-LARGER = {"alexnet": 224, "vgg": 224, "vit_": 224, "swin_": 224, "maxvit_": 224, "inception_": 128}
+# Sides of the input that these need at least, or are built for; 64 does for all others, as sizes change no node.
+SMALLEST = {"alexnet": 224, "vgg": 224, "vit_": 224, "swin_": 224, "maxvit_": 224, "inception_": 128}
 # Their weights exceed the 2 GB that one ONNX file can hold.
 TOO_LARGE = ("regnet_y_128gf", "vit_h_14")
 EXPORTERS = ("script", "dynamo", "script-raw", "dynamo-raw")
 OPSETS = {"script": 17, "dynamo": 18}
 
 
-def everything() -> dict[str, int]:
-    """All classifiers that fit into a file, and their input sizes."""
+def everything(side: int = 64) -> dict[str, int]:
+    """All classifiers that fit into a file, and their input sizes: ``side``, or what they need at least."""
     names = [n for n in torchvision.models.list_models(module=torchvision.models) if n not in TOO_LARGE]
-    return {n: next((size for prefix, size in LARGER.items() if n.startswith(prefix)), 64) for n in names}
+    least = {n: next((size for prefix, size in SMALLEST.items() if n.startswith(prefix)), 0) for n in names}
+    return {n: max(side, size) if size != 224 else 224 for n, size in least.items()}
 
 
 def build(name: str, shared: bool = False) -> nn.Module:
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=MODELS, choices=list(everything()), metavar="NAME")
     parser.add_argument("--all", action="store_true", help="all classifiers; takes 40 minutes and 13 GB per exporter")
+    parser.add_argument("--side", type=int, default=64, help="of the images, where the architecture allows it")
     parser.add_argument("--shared", action="store_true", help="equal parameters stay equal, as in a fresh model")
     parser.add_argument("--exporter", choices=EXPORTERS, default=None, help="default: all four")
     options = parser.parse_args()
@@ -107,7 +109,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     failed = []
-    sizes = everything()
+    sizes = everything(options.side)
     for name in sizes if options.all else options.only:
         for exporter in EXPORTERS if options.exporter is None else (options.exporter,):
             path = options.out / f"{name}.{exporter}{'-shared' if options.shared else ''}.onnx"
