@@ -21,7 +21,7 @@ from typing import Any
 Found = dict[str, Any]
 
 
-def graphopt(source: Path, target: Path, ratio: float) -> Found:
+def graphopt(source: Path, target: Path, ratio: float, norms: str = "false") -> Found:
     """Every family of channels loses the same part, by the energy of weights; the proof is part of the time."""
     from graphopt import Context, load, save
     from graphopt.driver.config import Settings
@@ -32,7 +32,9 @@ def graphopt(source: Path, target: Path, ratio: float) -> Found:
 
     model = load(source)
     manager = PassManager(
-        Registry().build(f"simplify,prune{{ratio={ratio},importance=l2,multiple=1,min_keep=0,recover=false}}")
+        Registry().build(
+            f"simplify,prune{{ratio={ratio},importance=l2,multiple=1,min_keep=0,norms={norms},recover=false}}"
+        )
     )
     images = prepare(model, Settings(calibration_images=4)).calibration
     manager.run(model, Context(get_target("ort-cpu"), images, model.copy()))

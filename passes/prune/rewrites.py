@@ -151,3 +151,31 @@ def pad(edit: Edit) -> None:
             pads[k] = int(mask[:before].sum())
             pads[k + len(axes)] = int(mask[mask.size - after :].sum())
     edit.put(1, "pads", pads)
+
+
+@rewrites("LayerNormalization", "RMSNormalization")
+def norm(edit: Edit) -> None:
+    """Statistics are taken over as many channels as before: zeros stand for those that are gone."""
+    node, model = edit.node, edit.model
+    kept = edit.kept_in()
+    mask = kept[-1] if kept else None
+    if mask is None:
+        return
+    missing, left = int((~mask).sum()), int(mask.sum())
+    dtype = node.inputs[0].dtype
+    whole = gs.Variable(model.fresh_name(f"{node.name}_padded"), dtype=dtype)
+    normed = gs.Variable(model.fresh_name(f"{node.name}_normed"), dtype=dtype)
+
+    def ints(*values: int) -> gs.Constant:
+        return model.constant(f"{node.name}_kept", np.array(values, dtype=np.int64))
+
+    pads = ints(*[0] * (2 * len(kept) - 1), missing)
+    edit.before.append(gs.Node("Pad", model.fresh_name(f"{node.name}_pad"), {}, [node.inputs[0], pads], [whole]))
+    cut = [normed, ints(0), ints(left), ints(len(kept) - 1)]
+    edit.behind.append(gs.Node("Slice", model.fresh_name(f"{node.name}_cut"), {}, cut, [node.outputs[0]]))
+    node.inputs[0], node.outputs[0] = whole, normed
+    for slot in range(1, len(node.inputs)):
+        values = edit.values(slot)
+        if values is not None:
+            padded = np.concatenate([values, np.zeros(missing, values.dtype)])
+            node.inputs[slot] = model.constant(f"{node.inputs[slot].name}_padded", padded)

@@ -13,7 +13,7 @@ from graphopt.ir import Model, infer_shapes
 from graphopt.ir.view import is_standard, reads
 
 Rewrite = Callable[["Edit"], None]
-_REWRITES: dict[str, Rewrite] = {}
+_REWRITES: dict[tuple[str, str], Rewrite] = {}
 
 
 def remove(model: Model, labels: Labels, keep: np.ndarray) -> None:
@@ -26,14 +26,21 @@ def remove(model: Model, labels: Labels, keep: np.ndarray) -> None:
     with model.edit() as graph:
         expected = _expected_shapes(model, labels, keep)
         _slice_constants(model, labels, keep)
-        added: dict[int, list[gs.Node]] = {}
+        before: dict[int, list[gs.Node]] = {}
+        behind: dict[int, list[gs.Node]] = {}
         for index, node in enumerate(graph.nodes):
-            rewrite = _REWRITES.get(node.op)
-            if rewrite is not None and is_standard(node):
+            rewrite = _REWRITES.get(("" if is_standard(node) else node.domain, node.op))
+            if rewrite is not None:
                 edit = Edit(model, labels, keep, index, node)
                 rewrite(edit)
-                added[index] = edit.before
-        _gather_shuffles(model, labels, keep, added)
+                before[index], behind[index] = edit.before, edit.behind
+        gone = _gather_shuffles(model, labels, keep)
+        graph.nodes = [
+            n
+            for k, node in enumerate(graph.nodes)
+            if k not in gone
+            for n in (*before.get(k, ()), node, *behind.get(k, ()))
+        ]
         infer_shapes(model, fresh=True)
         _check_shapes(model, expected)
 
@@ -64,10 +71,13 @@ def _check_shapes(model: Model, expected: dict[str, list[int | str | None]]) -> 
                 raise PassError(f"tensor {name!r} came out as {list(tensor.shape)} instead of {want}")
 
 
-def _gather_shuffles(model: Model, labels: Labels, keep: np.ndarray, added: dict[int, list[gs.Node]]) -> None:
-    """Write a Gather for a shuffle of an axis that loses entries: in between, it would have to stay rectangular."""
+def _gather_shuffles(model: Model, labels: Labels, keep: np.ndarray) -> set[int]:
+    """Write a Gather for a shuffle of an axis that loses entries: in between, it would have to stay rectangular.
+
+    Returns the numbers of the nodes that are left over.
+    """
     nodes = list(model.graph.nodes)
-    gone: set[int] = set()  # their numbers
+    gone: set[int] = set()
     for shuffle in labels.shuffles:
         first, last = nodes[shuffle.chain[0]], nodes[shuffle.chain[-1]]
         axes = labels.tensors[last.outputs[0].name]
@@ -84,7 +94,7 @@ def _gather_shuffles(model: Model, labels: Labels, keep: np.ndarray, added: dict
     for k in gone:
         nodes[k].inputs.clear()
         nodes[k].outputs.clear()
-    model.graph.nodes = [n for k, node in enumerate(nodes) if k not in gone for n in (*added.get(k, ()), node)]
+    return gone
 
 
 def _slice_constants(model: Model, labels: Labels, keep: np.ndarray) -> None:
@@ -128,12 +138,16 @@ def _ways(model: Model, cuts: dict[tuple[int, int], tuple[tuple[int, bytes], ...
     return ways
 
 
-def rewrites(*ops: str) -> Callable[[Rewrite], Rewrite]:
-    """Register what to rewrite in nodes of an operator whose channels were removed."""
+def rewrites(*ops: str, domain: str = "") -> Callable[[Rewrite], Rewrite]:
+    """Register what to rewrite in nodes of an operator around which channels were removed.
+
+    The function gets an ``Edit``. Constants are sliced already, by the labels that the operator's rule attached; what
+    is left are numbers that count channels. A later registration replaces an earlier one.
+    """
 
     def register(function: Rewrite) -> Rewrite:
         for op in ops:
-            _REWRITES[op] = function
+            _REWRITES[domain, op] = function
         return function
 
     return register
@@ -150,6 +164,7 @@ class Edit:
     def __init__(self, model: Model, labels: Labels, keep: np.ndarray, index: int, node: gs.Node) -> None:
         self.model, self.labels, self.keep, self.index, self.node = model, labels, keep, index, node
         self.before: list[gs.Node] = []  # nodes to put before this one
+        self.behind: list[gs.Node] = []
 
     def kept(self, tensor: gs.Tensor) -> list[np.ndarray | None]:
         """By axis, which entries stay (None: all)."""

@@ -37,7 +37,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ChannelLabels(Analysis[Labels]):
-    """The channel groups of a model."""
+    """The channel groups of a model.
+
+    ``norms``: also channels that a LayerNormalization takes its statistics over. To be exact, it must go on counting
+    those that are removed, as zeros.
+    """
+
+    norms: bool = False
 
     def compute(self, model: Model, ctx: Any = None) -> Labels:
-        return propagate(model)
+        return propagate(model, norms=self.norms)

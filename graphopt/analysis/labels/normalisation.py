@@ -34,6 +34,8 @@ def across_channels(scope: NodeScope) -> None:
     """Removing a channel changes the statistics of those that stay: not an exact removal."""
     axes = scope.axes(0)
     rank = len(axes)
+    if scope.builder.norms and _padded_norm(scope, axes):
+        return
     if scope.op in ("LayerNormalization", "RMSNormalization"):
         hit = axes[scope.axis(int(scope.attr("axis", -1)), rank) :]
     elif scope.op == "LpNormalization":
@@ -46,6 +48,25 @@ def across_channels(scope: NodeScope) -> None:
     scope.out(axes)
     for k in range(1, len(scope.node.outputs)):
         scope.out([None] * rank, k)
+
+
+def _padded_norm(scope: NodeScope, axes: Axes) -> bool:
+    """A normalisation over the last axis alone: zeros in the place of what is removed keep its statistics."""
+    last = len(axes) - 1
+    labels = axes[last]
+    if scope.op not in ("LayerNormalization", "RMSNormalization") or labels is None:
+        return False
+    others = any(t.name for t in scope.node.outputs[1:])
+    if scope.axis(int(scope.attr("axis", -1)), len(axes)) != last or others or scope.shape(0)[last] is None:
+        return False
+    for slot in (1, 2):
+        if scope.has(slot):
+            if not scope.is_const(slot) or scope.shape(slot) != [labels.size]:
+                return False
+            scope.attach(slot, 0, labels)
+    scope.contraction(0, [], [(0, last, labels)], [])
+    scope.out(axes)
+    return True
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax", "CumSum")

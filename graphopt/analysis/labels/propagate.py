@@ -28,15 +28,18 @@ MANY = 5
 _SOURCES = {"Constant", "ConstantOfShape", "Range", "RandomNormal", "RandomUniform", "EyeLike", "NonZero"}
 
 
-def propagate(model: Model) -> Labels:
-    """Channel groups of a model. Linear in nodes, uses and channels. Does not change the model."""
+def propagate(model: Model, norms: bool = False) -> Labels:
+    """Channel groups of a model. Linear in nodes, uses and channels. Does not change the model.
+
+    ``norms``: see ``ChannelLabels``.
+    """
     graph = model.graph
     makers = {t.name: i for i, node in enumerate(graph.nodes) for t in node.outputs if t.name}
     producers = {name: graph.nodes[i] for name, i in makers.items()}
     one, many = (known_shapes(with_batch(model, size)) for size in (1, MANY))
     bound = frozenset((*model.captured(), *(t.name for t in graph.outputs)))
     numbers = {id(node): index for index, node in enumerate(graph.nodes)}
-    builder = Builder(model.opset, _closed(one, many), one, many, producers, bound, numbers)
+    builder = Builder(model.opset, _closed(one, many), one, many, producers, bound, numbers, norms)
     for tensor in graph.inputs:
         builder.axes[tensor.name] = [None] * len(builder.shapes.get(tensor.name, []))
     for index, node in enumerate(graph.nodes):

@@ -63,6 +63,7 @@ class Builder:
     producers: dict[str, gs.Node]
     bound: frozenset[str] = frozenset()  # tensors that something outside of the nodes reads
     numbers: dict[int, int] = field(default_factory=dict)  # of the nodes, by their id()
+    norms: bool = False  # whether channels may go that a normalisation takes its statistics over
     count: int = 0
     axes: dict[str, Axes] = field(default_factory=dict)
     ties: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)

@@ -90,3 +90,30 @@ def test_heads_merged_with_the_batch(assert_exact):
             node.inputs[1] = gs.Constant(f"i{k}", np.array(k))
     pruned, _ = assert_exact(model)
     assert shapes(pruned)["w"] == [8, 12]
+
+
+NORMED = "a = MatMul(x, w)\n n = LayerNormalization<axis=-1>(a, g, b)\n s = Add(n, a)\n y = MatMul(s, v)"
+
+
+def test_a_normalisation_goes_on_counting_what_is_gone(assert_exact):
+    weights = {"w": (8, 12), "g": (12,), "b": (12,), "v": (12, 8)}
+    pruned, _ = assert_exact(build(NORMED, weights, **IO), norms=True)
+    assert [n.op for n in pruned.graph.nodes] == ["MatMul", "Pad", "LayerNormalization", "Slice", "Add", "MatMul"]
+    assert shapes(pruned)["w"] == [8, 6] and shapes(pruned)["v"] == [6, 8]
+
+
+def test_a_normalisation_without_a_bias(assert_exact):
+    body = NORMED.replace("(a, g, b)", "(a, g)")
+    assert_exact(build(body, {"w": (8, 12), "g": (12,), "v": (12, 8)}, **IO), norms=True)
+
+
+@pytest.mark.parametrize("what", ["default", "two axes", "statistics used"])
+def test_normalisations_that_lock(what):
+    body = NORMED.replace("<axis=-1>(a, g, b)", "<axis=-2>(a, g2)" if what == "two axes" else "<axis=-1>(a, g, b)")
+    if what == "statistics used":
+        body = body.replace("n = LayerN", "n, mean = LayerN").replace(
+            "s = Add(n, a)", "o = Sub(n, mean)\n s = Add(o, a)"
+        )
+    weights = {"w": (8, 12), "v": (12, 8)} | ({"g2": (6, 12)} if what == "two axes" else {"g": (12,), "b": (12,)})
+    labels = propagate(build(body, weights, **IO), norms=what != "default")
+    assert not labels.families and any("takes its statistics over them" in x.reason for x in labels.locked)
