@@ -68,8 +68,9 @@ def _skipped(labels: Labels, family: Family, reason: str) -> Skipped:
 
 
 def pinned(curve: Curve, ratio: float) -> Curve:
-    """The curve with one choice left: the count nearest to losing ``ratio`` of all; of two, the one that keeps more."""
-    at = int(np.argmin(np.abs(curve.kept - (1.0 - ratio) * curve.order.size)))
+    """The curve with one choice left: the count nearest to losing ``ratio`` of all, rounded up to a whole channel; of
+    two, the one that keeps more."""
+    at = int(np.argmin(np.abs(curve.kept - np.floor((1.0 - ratio) * curve.order.size + 1e-9))))
     return Curve(curve.order, curve.kept[at : at + 1], curve.lost[at : at + 1])
 
 
