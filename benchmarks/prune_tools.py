@@ -21,7 +21,7 @@ from typing import Any
 Found = dict[str, Any]
 
 
-def graphopt(source: Path, target: Path, ratio: float, norms: str = "false") -> Found:
+def graphopt(source: Path, target: Path, ratio: float) -> Found:
     """Every family of channels loses the same part, by the energy of weights; the proof is part of the time."""
     from graphopt import Context, load, save
     from graphopt.driver.config import Settings
@@ -33,7 +33,7 @@ def graphopt(source: Path, target: Path, ratio: float, norms: str = "false") -> 
     model = load(source)
     manager = PassManager(
         Registry().build(
-            f"simplify,prune{{ratio={ratio},importance=l2,multiple=1,min_keep=0,norms={norms},recover=false}}"
+            f"simplify,prune{{ratio={ratio},importance=l2,multiple=1,min_keep=0,norms=true,recover=false}}"
         )
     )
     images = prepare(model, Settings(calibration_images=4)).calibration
