@@ -17,7 +17,8 @@ def files(root: Path, tmp_path: Path) -> Path:
     """Every file that the page shows, written to a folder."""
     text = (root / "docs" / "custom-passes.md").read_text()
     found = re.findall(r"^`([\w.]+\.py)`:\n\n```python\n(.*?)^```", text, re.M | re.S)
-    assert [name for name, _ in found] == ["no_softmax.py", "test_no_softmax.py", "hard_tanh.py", "spread.py"]
+    names = ["no_softmax.py", "test_no_softmax.py", "hard_tanh.py", "spread.py", "channel_scale.py"]
+    assert [name for name, _ in found] == names
     for name, code in found:
         (tmp_path / name).write_text(code)
     return tmp_path
@@ -94,3 +95,41 @@ def test_the_criterion_ranks_channels(files: Path, classifier: Path, images: Pat
     unknown = [*graphopt, "run", str(classifier), "--passes", passes.replace("l2", "spread")]
     done = subprocess.run(unknown, capture_output=True, text=True, cwd=files)
     assert done.returncode == 2 and "importance" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("across", [0, 1])
+def test_the_rule_prunes_through_a_custom_operator(files: Path, monkeypatch: pytest.MonkeyPatch, across: int) -> None:
+    from graphopt import Model
+    from graphopt.analysis.labels import propagate, registry
+    from graphopt.passes.prune import surgery
+    from graphopt.pipeline import Registry
+
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    monkeypatch.setattr(surgery, "_REWRITES", dict(surgery._REWRITES))
+
+    def model() -> Model:
+        def numbers(count: int) -> str:
+            return "{" + ",".join(["0.5"] * count) + "}"
+
+        return Model.from_text(
+            '<ir_version: 8, opset_import: ["" : 17, "com.example" : 1]> g (float[N,3,4,4] x) => (float[N,2] y)\n'
+            f"<float[4,3,1,1] w = {numbers(12)}, float[4] s = {numbers(4)}, float[2,4] v = {numbers(8)}, "
+            "float[N,4,4,4] b, float[N,4,1,1] p, float[N,4] f>\n"
+            f"{{ a = Conv(x, w) b = com.example.ChannelScale<channels=4, across={across}>(a, s) "
+            "p = GlobalAveragePool(b) f = Flatten(p) y = Gemm<transB=1>(f, v) }"
+        )
+
+    before = propagate(model())
+    assert not before.families and any("no pruning rule" in x.reason for x in before.locked)
+    Registry().load_file(files / "channel_scale.py")
+    here = model()
+    labels = propagate(here)
+    if across:
+        assert not labels.families and any("when across is set" in x.reason for x in labels.locked)
+        return
+    (family,) = labels.families
+    keep = labels.everything()
+    keep[family.groups[:1]] = False
+    surgery.remove(here, labels, keep)
+    scale = next(n for n in here.graph.nodes if n.op == "ChannelScale")
+    assert scale.attrs["channels"] == 3 and list(scale.inputs[1].shape) == [3]

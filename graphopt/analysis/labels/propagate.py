@@ -37,6 +37,9 @@ def propagate(model: Model, norms: bool = False) -> Labels:
     makers = {t.name: i for i, node in enumerate(graph.nodes) for t in node.outputs if t.name}
     producers = {name: graph.nodes[i] for name, i in makers.items()}
     one, many = (known_shapes(with_batch(model, size)) for size in (1, MANY))
+    for name, shape in known_shapes(model).items():  # behind a custom operator, what was recorded is all there is
+        one.setdefault(name, shape)
+        many.setdefault(name, shape)
     bound = frozenset((*model.captured(), *(t.name for t in graph.outputs)))
     numbers = {id(node): index for index, node in enumerate(graph.nodes)}
     builder = Builder(model.opset, _closed(one, many), one, many, producers, bound, numbers, norms)
