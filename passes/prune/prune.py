@@ -56,6 +56,7 @@ class Prune(Pass):
     min_keep: float = option(0.25, "Fraction of channels that every layer keeps at least", min=0.0, max=1.0)
     recover: bool = option(True, "Refit the remaining weights on the calibration images; needs no labels")
     norms: bool = option(False, "Also channels that a LayerNormalization runs over; it goes on counting them, as zeros")
+    heads: bool = option(False, "Whole attention heads, instead of the same positions in each of them")
     keep: tuple[str, ...] = option((), "Nodes to leave alone, by name or pattern, e.g. [*/head/*]")
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class Prune(Pass):
     def run(self, model: Model, ctx: Context) -> PassResult:
         goal = self._goal()
         cost = ctx.analysis(CostAnalysis(), model)
-        labels = ctx.analysis(ChannelLabels(self.norms), model)
+        labels = ctx.analysis(ChannelLabels(self.norms, self.heads), model)
         space = candidates(labels, self.keep, self.ratios, self._multiple(ctx))
         skipped = [*(Skipped(x.node, x.op, x.reason, x.macs) for x in why_not(labels, cost)), *space.left]
         if goal.trivial and not any(space.ratios.values()):

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphopt.analysis.base import Analysis
+from graphopt.analysis.labels.builder import Shuffle, Slot
 from graphopt.analysis.labels.held import held_back, why_not
 from graphopt.analysis.labels.propagate import propagate
 from graphopt.analysis.labels.registry import Unsupported, rule
 from graphopt.analysis.labels.result import Contraction, Family, Labels, Locked
-from graphopt.analysis.labels.scope import NodeScope, Shuffle, Slot
+from graphopt.analysis.labels.scope import NodeScope
 from graphopt.ir import Model
 
 __all__ = [
@@ -40,10 +41,11 @@ class ChannelLabels(Analysis[Labels]):
     """The channel groups of a model.
 
     ``norms``: also channels that a LayerNormalization takes its statistics over. To be exact, it must go on counting
-    those that are removed, as zeros.
+    those that are removed, as zeros. ``heads``: whole attention heads, instead of the same positions in each of them.
     """
 
     norms: bool = False
+    heads: bool = False
 
     def compute(self, model: Model, ctx: Any = None) -> Labels:
-        return propagate(model, norms=self.norms)
+        return propagate(model, self.norms, self.heads)

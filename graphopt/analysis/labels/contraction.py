@@ -7,8 +7,9 @@ from math import prod
 import numpy as np
 
 from graphopt.analysis.cost import Shape, is_constant
+from graphopt.analysis.labels.builder import Axes, Axis
 from graphopt.analysis.labels.registry import Unsupported, rule
-from graphopt.analysis.labels.scope import Axes, Axis, NodeScope
+from graphopt.analysis.labels.scope import NodeScope
 
 _FIXED = "it meets channels that cannot change"
 
@@ -182,6 +183,7 @@ def matmul(scope: NodeScope) -> None:
                 scope.attach(0, pa, lb)
                 lead.append(lb)
             else:
+                scope.batch(la, lb)
                 lead.append(scope.tie(la, lb, _FIXED))
         else:
             lead.append(la if have_a else lb)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from graphopt.analysis.cost import einsum_terms
+from graphopt.analysis.labels.builder import Axis
 from graphopt.analysis.labels.contraction import weighted
 from graphopt.analysis.labels.registry import Unsupported, rule
-from graphopt.analysis.labels.scope import Axis, NodeScope
+from graphopt.analysis.labels.scope import NodeScope
 
 
 @rule("Einsum")
@@ -22,6 +23,8 @@ def einsum(scope: NodeScope) -> None:
     labels: dict[str, Axis] = {}
     for letter, at in places.items():
         labels[letter] = _couple(scope, at, letter in result)
+        if letter in result and len(at) > 1:
+            scope.batch(*(scope.axes(s)[a] for s, a in at[:2]))
         if letter not in result and any(scope.shape(s)[a] is None for s, a in at):
             scope.lock(labels[letter], "Einsum sums over them and over the batch")
     scope.out([labels[letter] for letter in result])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from graphopt.analysis.labels.builder import Axes, Axis
 from graphopt.analysis.labels.registry import Unsupported, rule
-from graphopt.analysis.labels.scope import Axes, Axis, NodeScope
+from graphopt.analysis.labels.scope import NodeScope
 
 _UNARY = (
     "Relu LeakyRelu Sigmoid HardSigmoid HardSwish Elu Selu Celu ThresholdedRelu Softplus Softsign Tanh Gelu Mish "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphopt.analysis.labels.builder import Axes
 from graphopt.analysis.labels.registry import Unsupported, rule
-from graphopt.analysis.labels.scope import Axes, NodeScope
+from graphopt.analysis.labels.scope import NodeScope
 
 
 def slice_ranges(scope: NodeScope, rank: int) -> list[tuple[int, int, int, int]]:

@@ -6,9 +6,10 @@ from math import prod
 
 import numpy as np
 
+from graphopt.analysis.labels.builder import Axes, Axis
 from graphopt.analysis.labels.reading import carry
 from graphopt.analysis.labels.registry import Unsupported, rule
-from graphopt.analysis.labels.scope import Axes, Axis, NodeScope
+from graphopt.analysis.labels.scope import NodeScope
 from graphopt.analysis.labels.shuffle import find_shuffle
 
 
@@ -64,7 +65,9 @@ def reshape(scope: NodeScope) -> None:
             result.extend([None] * len(outs))
             continue
         to = [target[k] for k in outs]
-        result.extend(carry(scope, part, [start[k] for k in ins], lambda a, to=to: a.reshape(to)))  # type: ignore[misc]
+        prefer = next((j for j, k in enumerate(outs) if (scope.index, k) in scope.builder.rows), None)
+        moved = carry(scope, part, [start[k] for k in ins], lambda a, to=to: a.reshape(to), prefer, outs[0])  # type: ignore[misc]
+        result.extend(moved)
     for k, labels in enumerate(result):
         if labels is not None:
             result[k] = _of_one(scope, labels, of_one[k])

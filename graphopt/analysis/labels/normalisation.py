@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from graphopt.analysis.labels.builder import Axes
 from graphopt.analysis.labels.registry import Unsupported, rule
-from graphopt.analysis.labels.scope import Axes, NodeScope
+from graphopt.analysis.labels.scope import NodeScope
 
 
 @rule("BatchNormalization", "InstanceNormalization")

@@ -16,9 +16,10 @@ from graphopt.analysis.labels import (  # noqa: F401
     normalisation,
     spatial,
 )
+from graphopt.analysis.labels.builder import Builder, Probes
 from graphopt.analysis.labels.registry import Unsupported, find_rule
-from graphopt.analysis.labels.result import Labels, finish
-from graphopt.analysis.labels.scope import Builder, NodeScope
+from graphopt.analysis.labels.result import Labels, find_heads, finish
+from graphopt.analysis.labels.scope import NodeScope
 from graphopt.ir import Model
 from graphopt.ir.view import reads
 
@@ -28,10 +29,10 @@ MANY = 5
 _SOURCES = {"Constant", "ConstantOfShape", "Range", "RandomNormal", "RandomUniform", "EyeLike", "NonZero"}
 
 
-def propagate(model: Model, norms: bool = False) -> Labels:
+def propagate(model: Model, norms: bool = False, heads: bool = False) -> Labels:
     """Channel groups of a model. Linear in nodes, uses and channels. Does not change the model.
 
-    ``norms``: see ``ChannelLabels``.
+    ``norms`` and ``heads``: see ``ChannelLabels``.
     """
     graph = model.graph
     makers = {t.name: i for i, node in enumerate(graph.nodes) for t in node.outputs if t.name}
@@ -42,11 +43,18 @@ def propagate(model: Model, norms: bool = False) -> Labels:
         many.setdefault(name, shape)
     bound = frozenset((*model.captured(), *(t.name for t in graph.outputs)))
     numbers = {id(node): index for index, node in enumerate(graph.nodes)}
-    builder = Builder(model.opset, _closed(one, many), one, many, producers, bound, numbers, norms)
-    for tensor in graph.inputs:
-        builder.axes[tensor.name] = [None] * len(builder.shapes.get(tensor.name, []))
-    for index, node in enumerate(graph.nodes):
-        _visit(builder, index, node)
+
+    def walk(rows: frozenset[tuple[int, int]] = frozenset(), probes: Probes | None = None) -> Builder:
+        shapes = _closed(one, many)
+        builder = Builder(model.opset, shapes, one, many, producers, bound, numbers, rows, probes, norms)
+        for tensor in graph.inputs:
+            builder.axes[tensor.name] = [None] * len(builder.shapes.get(tensor.name, []))
+        for index, node in enumerate(graph.nodes):
+            _visit(builder, index, node)
+        return builder
+
+    probes = Probes()
+    builder = walk(find_heads(walk(probes=probes), probes)) if heads else walk()
     for tensor in graph.outputs:
         for labels in builder.axes.get(tensor.name, []):
             builder.lock(labels, makers[tensor.name], f"{tensor.name!r} is an output of the model")

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from graphopt.analysis.labels.builder import Axes, Probes
 from graphopt.analysis.labels.registry import Unsupported
-from graphopt.analysis.labels.scope import Axes, NodeScope
+from graphopt.analysis.labels.scope import NodeScope
 
 _TOO_BIG = 1 << 26
 
@@ -18,12 +19,13 @@ def carry(
     shape: list[int],
     move: Callable[[np.ndarray], np.ndarray],
     prefer: int | None = None,
+    offset: int = 0,
 ) -> Axes:
     """Labels of ``move(x)`` for x of ``shape`` with labels ``axes``, each labelled axis by itself.
 
     Where a labelled axis is spread over several axes of the result (C into G, K), what is kept must stay
     rectangular: the labels go to axis ``prefer``, by default the last of them, and are tied over the others.
-    Where two labelled axes meet in one, the first is locked.
+    Where two labelled axes meet in one, the first is locked. ``offset``: the number of the result's first axis.
     """
     if int(np.prod(shape, dtype=np.int64)) > _TOO_BIG:
         raise Unsupported("the tensor is too large to follow element by element")
@@ -48,10 +50,26 @@ def carry(
             if not np.array_equal(row, vector):
                 scope.builder.tie(vector, np.ascontiguousarray(row))
         earlier = result[at]
-        if earlier is not None:
+        if scope.builder.probes is not None:
+            if earlier is not None and int(vector[0]) in scope.builder.probes.known:
+                continue
+            _probe(scope.builder.probes, scope, moved, [j for j in varying if j != at], result, offset)
+        elif earlier is not None:
             scope.lock(earlier, f"{scope.op} merges them with another axis of channels")
         result[at] = vector
     return result if result is not None else [None] * move(np.broadcast_to(np.int64(0), shape)).ndim
+
+
+def _probe(probes: Probes, scope: NodeScope, moved: np.ndarray, axes: list[int], result: Axes, offset: int) -> None:
+    """Label the axes of a split that its own labels do not sit on, where entries that are alike share a label."""
+    for j in axes:
+        lines = np.moveaxis(moved, j, 0).reshape(moved.shape[j], -1)
+        alike = np.unique(lines, axis=0, return_inverse=True)[1].ravel()
+        labels = scope.hidden(int(alike.max()) + 1)
+        probes.placed.append((labels, scope.index, offset + j))
+        probes.known.update(labels.tolist())
+        if result[j] is None:
+            result[j] = labels[alike]
 
 
 def _varying(moved: np.ndarray) -> list[int]:

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from graphopt.analysis.labels.builder import Axes, Builder, Probes, Shuffle, Slot
 from graphopt.analysis.labels.held import Holding
-from graphopt.analysis.labels.scope import Axes, Builder, Shuffle, Slot
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,15 @@ def finish(builder: Builder, names: list[str], ops: list[str]) -> Labels:
     locked = _reasons(builder, group, first, names, ops, Holding(contractions, count))
     return Labels(
         count, fixed, tensors, slots, contractions, families, locked, tuple(builder.shuffles), tuple(names), tuple(ops)
+    )
+
+
+def find_heads(builder: Builder, probes: Probes) -> frozenset[tuple[int, int]]:
+    """(node, output axis) of each split whose axis a product of two activations repeats over."""
+    group, _ = _components(builder)
+    repeated = {int(g) for labels in probes.batched for g in group[labels]}
+    return frozenset(
+        (node, axis) for labels, node, axis in probes.placed if repeated.issuperset(group[labels].tolist())
     )
 
 

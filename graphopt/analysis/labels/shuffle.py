@@ -11,7 +11,8 @@ from math import prod
 import numpy as np
 
 from graphopt.analysis.cost import Shape
-from graphopt.analysis.labels.scope import NodeScope, Shuffle
+from graphopt.analysis.labels.builder import Shuffle
+from graphopt.analysis.labels.scope import NodeScope
 from graphopt.ir.view import is_standard
 
 _TOO_BIG = 1 << 24

@@ -51,8 +51,8 @@ def context() -> Callable[..., Context]:
 def assert_exact() -> Callable[..., tuple[Model, Labels]]:
     """Remove the given part of every family, and compare with the masked original; returns what came out."""
 
-    def make(model: Model, part: float = 0.5, at_least: int = 1, norms: bool = False) -> tuple[Model, Labels]:
-        labels = propagate(model, norms)
+    def make(model: Model, part: float = 0.5, at_least: int = 1, **modes: bool) -> tuple[Model, Labels]:
+        labels = propagate(model, **modes)
         assert len(labels.families) >= at_least, [x.reason for x in labels.locked]
         keep = labels.everything()
         rng = np.random.default_rng(3)

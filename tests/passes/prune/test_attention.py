@@ -34,6 +34,29 @@ def test_einsum_couples_by_letter(assert_exact):
     assert [shapes(pruned)[k] for k in ("wq", "wk", "wv", "wo")] == [[8, 6], [8, 6], [8, 6], [6, 8]]
 
 
+@pytest.mark.parametrize("einsum", [False, True])
+def test_whole_heads_take_their_bias_and_scale_along(assert_exact, einsum):
+    scores = (
+        'sc = Einsum<equation="bhid,bhjd->bhij">(qt, kt)\n'
+        if einsum
+        else ("kk = Transpose<perm=[0,1,3,2]>(kt)\n sc = MatMul(qt, kk)\n")
+    )
+    body = SPLIT + scores + "t = Mul(sc, scale)\n u = Add(t, bias)\n p = Softmax<axis=-1>(u)\n o = MatMul(p, vt)\n"
+    weights = {**WEIGHTS, "scale": (2, 1, 1), "bias": (1, 2, 6, 6)}
+    pruned, labels = assert_exact(build(body + MERGE, weights, ints=INTS, **IO), heads=True)
+    assert [f.groups.size for f in labels.families] == [2]
+    assert shapes(pruned)["bias"] == [1, 1, 6, 6] and shapes(pruned)["scale"] == [1, 1, 1]
+    assert shapes(pruned)["wo"] == [6, 8]
+
+
+def test_no_heads_where_nothing_is_repeated_over_them(assert_exact):
+    """A split that no product of activations looks at loses positions, as ever."""
+    body = "a = MatMul(x, w)\n r = Reshape(a, s)\n t = Sigmoid(r)\n b = Reshape(t, back)\n y = MatMul(b, v)"
+    model = build(body, {"w": (8, 12), "v": (12, 8)}, ints=INTS, **IO)
+    _, labels = assert_exact(model, heads=True)
+    assert [f.groups.size for f in labels.families] == [6]
+
+
 def test_einsum_by_a_constant_is_a_layer(assert_exact):
     body = 'h = Einsum<equation="nij,jk->nik">(x, w)\n r = Relu(h)\n y = Einsum<equation="nik,mk->nim">(r, v)'
     pruned, labels = assert_exact(build(body, {"w": (8, 12), "v": (8, 12)}, **IO))
@@ -90,6 +113,8 @@ def test_heads_merged_with_the_batch(assert_exact):
             node.inputs[1] = gs.Constant(f"i{k}", np.array(k))
     pruned, _ = assert_exact(model)
     assert shapes(pruned)["w"] == [8, 12]
+    pruned, labels = assert_exact(model, heads=True)
+    assert shapes(pruned)["w"] == [8, 12] and [f.groups.size for f in labels.families] == [2]
 
 
 NORMED = "a = MatMul(x, w)\n n = LayerNormalization<axis=-1>(a, g, b)\n s = Add(n, a)\n y = MatMul(s, v)"
