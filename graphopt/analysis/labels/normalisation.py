@@ -35,7 +35,8 @@ def across_channels(scope: NodeScope) -> None:
     """Removing a channel changes the statistics of those that stay: not an exact removal."""
     axes = scope.axes(0)
     rank = len(axes)
-    if scope.builder.norms and _padded_norm(scope, axes):
+    if scope.builder.norms and _can_pad(scope, axes):
+        _padded_norm(scope, axes)
         return
     if scope.op in ("LayerNormalization", "RMSNormalization"):
         hit = axes[scope.axis(int(scope.attr("axis", -1)), rank) :]
@@ -45,29 +46,34 @@ def across_channels(scope: NodeScope) -> None:
         hit = [axes[scope.axis(int(k), rank)] for k in scope.attr("axes", [0, 2, 3])]
     else:
         hit = axes[1:]
-    scope.lock_axes(hit, f"{scope.op} takes its statistics over them")
+    free = not scope.builder.norms and _can_pad(scope, axes)
+    scope.lock_axes(
+        hit, f"{scope.op} takes its statistics over them" + ("; the option norms frees them" if free else "")
+    )
     scope.out(axes)
     for k in range(1, len(scope.node.outputs)):
         scope.out([None] * rank, k)
 
 
-def _padded_norm(scope: NodeScope, axes: Axes) -> bool:
-    """A normalisation over the last axis alone: zeros in the place of what is removed keep its statistics."""
-    last = len(axes) - 1
-    labels = axes[last]
-    if scope.op not in ("LayerNormalization", "RMSNormalization") or labels is None:
+def _can_pad(scope: NodeScope, axes: Axes) -> bool:
+    """Whether zeros in the place of what is removed keep the statistics: those of the last axis alone."""
+    last, labels = len(axes) - 1, axes[-1]
+    if scope.op not in ("LayerNormalization", "RMSNormalization") or labels is None or scope.shape(0)[last] is None:
         return False
-    others = any(t.name for t in scope.node.outputs[1:])
-    if scope.axis(int(scope.attr("axis", -1)), len(axes)) != last or others or scope.shape(0)[last] is None:
+    if scope.axis(int(scope.attr("axis", -1)), len(axes)) != last or any(t.name for t in scope.node.outputs[1:]):
         return False
+    parameters = [slot for slot in (1, 2) if scope.has(slot)]
+    return all(scope.is_const(slot) and scope.shape(slot) == [labels.size] for slot in parameters)
+
+
+def _padded_norm(scope: NodeScope, axes: Axes) -> None:
+    """A sum over channels like that of a product: what is masked before it counts as zero."""
+    last, labels = len(axes) - 1, axes[-1]
     for slot in (1, 2):
         if scope.has(slot):
-            if not scope.is_const(slot) or scope.shape(slot) != [labels.size]:
-                return False
             scope.attach(slot, 0, labels)
     scope.contraction(0, [], [(0, last, labels)], [])
     scope.out(axes)
-    return True
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax", "CumSum")
