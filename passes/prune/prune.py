@@ -41,17 +41,21 @@ class Prune(Pass):
     kind = Kind.LOSSY
     requires = ("simplify",)
 
-    macs: float | None = option(None, "Target: fraction of the input model's multiply-accumulates to keep", **_FRACTION)
-    params: float | None = option(None, "Target: fraction of its parameters to keep", **_FRACTION)
-    bytes: float | None = option(None, "Target: fraction of the bytes of its weights to keep", **_FRACTION)
-    latency: float | None = option(None, "Target: fraction of its latency on this machine to keep", **_FRACTION)
+    macs: float | None = option(
+        None, f"Target: fraction of the multiply-accumulates to keep; {_MACS} where no target is given", **_FRACTION
+    )
+    params: float | None = option(None, "Target: fraction of the parameters to keep", **_FRACTION)
+    bytes: float | None = option(None, "Target: fraction of the bytes of all weights to keep", **_FRACTION)
+    latency: float | None = option(
+        None, "Target: fraction of the loaded model's latency to keep, measured on this machine", **_FRACTION
+    )
     max_drop: float | None = option(
         None,
-        "Target: the fewest MACs at which top-1 falls by at most so many points, on images apart",
+        "Target: as small as it gets while top-1 falls by at most so many points, on held-out images",
         min=0.0,
         max=100.0,
     )
-    ratio: float | None = option(None, "Target: fraction of its channels that every layer loses", min=0.0, max=0.95)
+    ratio: float | None = option(None, "Target: fraction of the channels that every layer loses", min=0.0, max=0.95)
     ratios: Table[float] = option(  # noqa: RUF009 (a dataclass field)
         _NONE,
         "Fractions to lose by producing node, whatever the target, e.g. {/layer1/*=0.5}; the first match counts",
