@@ -161,10 +161,12 @@ class DropGoal(Goal):
         return Result(best.plan, best.verdict, best.model, best.recovery, self._metrics(best.drop, len(drops)))
 
     def _between(self, high: tuple[float, float], low: tuple[float, float]) -> float:
-        """Where the bound is reached if the drop is linear in the MACs, but not near the ends of the bracket."""
+        """Where the bound is reached if the drop grows with the square of what is removed, as it does at first; but not
+        near the ends of the bracket."""
         part = 0.5
-        if np.isfinite(low[1]) and high[0] < 1.0:
-            part = (self.points - high[1]) / (low[1] - high[1])
+        if np.isfinite(low[1]):
+            target, here, there = np.sqrt(np.maximum([self.points, high[1], low[1]], 0.0))
+            part = (target - here) / (there - here)
         return high[0] - float(np.clip(part, _INSIDE, 1 - _INSIDE)) * (high[0] - low[0])
 
     def _none(self, task: Task, mildest: tuple[float, Drop] | None) -> Result:
