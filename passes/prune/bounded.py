@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,9 +49,14 @@ class Judge:
     def __init__(self, held_out: Batches, ctx: Context) -> None:
         self.ctx, self.labels = ctx, held_out.labels is not None
         self.count = len(held_out)
-        starts = range(0, self.count, _CHUNK)
-        self.chunks = [held_out.part(np.arange(s, min(s + _CHUNK, self.count))) for s in starts]
-        self.before = self._evaluate(ctx.reference)
+        # Images of a class are next to each other in many sources: every chunk gets some of all.
+        number = -(-self.count // _CHUNK)
+        self.chunks = [held_out.part(np.arange(k, self.count, number)) for k in range(number)]
+
+    @cached_property
+    def before(self) -> list[Evaluation]:
+        """The loaded model on each chunk."""
+        return list(self._evaluations(self.ctx.reference))
 
     @classmethod
     def of(cls, ctx: Context, macs: int) -> tuple[Judge, Context]:
@@ -97,10 +104,7 @@ class Judge:
         low, high = newcombe_paired(both, gained, lost, n - both - gained - lost, _Z)
         return Drop(n, 100 * (lost - gained) / n, -100 * high, -100 * low)
 
-    def _evaluate(self, model: Model) -> list[Evaluation]:
-        return list(self._evaluations(model))
-
-    def _evaluations(self, model: Model):  # type: ignore[no-untyped-def]
+    def _evaluations(self, model: Model) -> Iterator[Evaluation]:
         with runnable(model) as form:
             for chunk in self.chunks:
                 yield evaluate(form, chunk, threads=self.ctx.threads)

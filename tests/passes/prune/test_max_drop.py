@@ -132,6 +132,14 @@ def test_how_many_images_judge_depends_on_what_they_cost(data):
     assert Judge.of(ctx, macs=1)[0].count == 1500
 
 
+def test_every_chunk_has_images_of_all_parts_of_the_source(data):
+    data.count = 1500
+    judge, _ = Judge.of(data.context(data.batches("calibration", labels=False), data.batches("apart")), macs=1)
+    assert [len(c) for c in judge.chunks] == [500] * 3
+    assert all(c.indices.min() < 10 and c.indices.max() > 1490 for c in judge.chunks)
+    assert len({i for c in judge.chunks for i in c.indices}) == 1500
+
+
 def test_made_up_images_judge_nothing(context):
     model = network()
     with pytest.raises(PassError, match="needs images"):
@@ -163,7 +171,7 @@ def test_a_clear_failure_is_seen_early(data):
         last = graph.nodes[-1]
         last.inputs[1].values = -np.asarray(last.inputs[1].values)
     drop = judge.drop(broken, 5.0)
-    assert drop.n == 512 and drop.low > 5.0
+    assert drop.n == 500 and drop.low > 5.0
     same = judge.drop(data.model, 5.0)
     assert (same.n, same.points) == (1500, 0.0) and same.low <= 0.0 <= same.high < 0.5
     assert isinstance(same, Drop)
