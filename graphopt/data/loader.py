@@ -61,14 +61,17 @@ class Batches:
         """At most ``n`` of these images, drawn by ``seed`` whatever their class, in their old order."""
         if n >= len(self):
             return self
-        kept = self.indices[choose(len(self), n, seed)]
+        return self.part(choose(len(self), n, seed))
+
+    def part(self, positions: np.ndarray) -> Batches:
+        """The images at these positions."""
         return Batches(
             self.dataset,
-            kept,
+            self.indices[positions],
             self.preprocess,
             self.input,
             synthetic=self.synthetic,
-            description=f"{len(kept)} of {self.description}",
+            description=f"{len(positions)} of {self.description}",
             workers=self.workers,
         )
 

@@ -11,6 +11,8 @@ CALIBRATION = 512
 # With little data most of it must judge the result: calibration never takes more than this share of one
 # source.
 CALIBRATION_SHARE = 0.25
+HELD_OUT = 4096
+HELD_OUT_SHARE = 0.5  # of what calibration leaves of one source
 
 
 def choose(available: int, count: int = CALIBRATION, seed: int = 0) -> np.ndarray:
@@ -42,6 +44,17 @@ def split(
     return chosen, np.flatnonzero(rest).astype(np.int64)
 
 
+def hold_out(rest: np.ndarray, seed: int = 0, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Split indices that do not calibrate into (those that passes may measure accuracy on, the others).
+
+    At most ``share`` of them are held out, and no more than ``HELD_OUT``.
+    """
+    chosen = choose(len(rest), min(HELD_OUT, int(share * len(rest))), seed)
+    others = np.ones(len(rest), dtype=bool)
+    others[chosen] = False
+    return rest[chosen], rest[others]
+
+
 def describe(dataset: Dataset, calibration: np.ndarray, evaluation: np.ndarray, seed: int) -> str:
     """One sentence on how a source was split, for the log and the report."""
     return (
@@ -51,5 +64,10 @@ def describe(dataset: Dataset, calibration: np.ndarray, evaluation: np.ndarray, 
 
 def overlap(first: Dataset, first_indices: np.ndarray, second: Dataset, second_indices: np.ndarray) -> int:
     """How many images both selections hold, by where they come from (the same file twice is one image)."""
-    one = {first.locate(int(i)) for i in first_indices}
-    return sum(second.locate(int(i)) in one for i in second_indices)
+    return len(second_indices) - len(without(second, second_indices, first, first_indices))
+
+
+def without(dataset: Dataset, indices: np.ndarray, other: Dataset, other_indices: np.ndarray) -> np.ndarray:
+    """The indices of images that the other selection does not hold, by where they come from."""
+    gone = {other.locate(int(i)) for i in other_indices}
+    return np.array([i for i in indices if dataset.locate(int(i)) not in gone], dtype=np.int64)

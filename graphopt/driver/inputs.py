@@ -13,7 +13,8 @@ from graphopt.data.loader import Batches
 from graphopt.data.model_io import ImageInput, image_input
 from graphopt.data.preprocess import Preprocess
 from graphopt.data.sources import open_dataset
-from graphopt.data.split import CALIBRATION, choose, overlap, split
+from graphopt.data.split import CALIBRATION, HELD_OUT_SHARE, choose, overlap, split, without
+from graphopt.data.split import hold_out as set_apart
 from graphopt.data.synthetic import synthetic_batches
 from graphopt.driver.config import Settings
 from graphopt.errors import DataError, ModelError, UsageError
@@ -30,6 +31,7 @@ class Inputs:
     preprocess: Preprocess
     calibration: Batches
     evaluation: Batches | None
+    held_out: Batches | None = None
     notes: list[str] = field(default_factory=list)
 
     def describe(self) -> dict[str, Any]:
@@ -42,6 +44,8 @@ class Inputs:
             "synthetic": self.calibration.synthetic,
             "preprocess": self.preprocess.spec,
             "calibration_source": self.calibration.description,
+            "held_out": len(self.held_out) if self.held_out is not None else 0,
+            "held_out_source": self.held_out.description if self.held_out is not None else None,
             "evaluation_source": evaluation.description if evaluation is not None else None,
         }
 
@@ -75,11 +79,12 @@ def classes(model: Model) -> int | None:
     return shape[1] if isinstance(shape[1], int) and shape[1] > 0 else None
 
 
-def prepare(model: Model, settings: Settings, *, evaluate: bool = True) -> Inputs:
+def prepare(model: Model, settings: Settings, *, evaluate: bool = True, hold_out: bool = False) -> Inputs:
     """Open the data and split it. Raises UsageError, DataError or ModelError.
 
     One source serves both purposes, split by the seed. With calibration data alone, nothing is evaluated; with no
-    data at all, calibration uses synthetic images.
+    data at all, calibration uses synthetic images. ``hold_out`` sets images apart that do neither: others of the
+    calibration source, or of the one source.
     """
     preprocess = read_preprocess(settings.preprocess)
     described = model_input(model, preprocess.layout)
@@ -93,10 +98,12 @@ def prepare(model: Model, settings: Settings, *, evaluate: bool = True) -> Input
         return Batches(dataset, indices, preprocess, described, description=description)
 
     evaluation: Batches | None = None
+    held_out: Batches | None = None
     if settings.calibration_data is not None:
         source = _open(settings.calibration_data)
         chosen = choose(len(source), count, seed)
         calibration = batches(source, chosen, f"{len(chosen)} of {len(source)} images of {source.name}")
+        spare = np.setdiff1d(np.arange(len(source), dtype=np.int64), chosen) if hold_out else chosen[:0]
         if settings.data is not None:
             judged = _open(settings.data)
             rest = np.arange(len(judged), dtype=np.int64)
@@ -104,9 +111,16 @@ def prepare(model: Model, settings: Settings, *, evaluate: bool = True) -> Input
             shared = overlap(source, chosen, judged, rest)
             if shared:
                 notes.append(f"{shared} images both calibrate and evaluate: the measured accuracy is flattered by them")
+            spare = without(source, spare, judged, rest)
+        if spare.size:
+            apart, _ = set_apart(spare, seed)
+            held_out = batches(source, apart, f"{len(apart)} other images of {source.name}")
     elif settings.data is not None:
         source = _open(settings.data)
         chosen, rest = split(source, count, seed)
+        if hold_out and len(rest) > 2:
+            apart, rest = set_apart(rest, seed, HELD_OUT_SHARE)
+            held_out = batches(source, apart, f"{len(apart)} other images of {source.name}")
         calibration = batches(source, chosen, f"{len(chosen)} of {len(source)} images of {source.name}")
         evaluation = batches(source, rest, f"the other {len(rest)} images of {source.name}")
     else:
@@ -119,7 +133,7 @@ def prepare(model: Model, settings: Settings, *, evaluate: bool = True) -> Input
     for given in (evaluation, calibration):
         if given is not None and not given.synthetic:
             notes.extend(note for note in suspicions(given, classes(model)) if note not in notes)
-    return Inputs(described, preprocess, calibration, evaluation, notes)
+    return Inputs(described, preprocess, calibration, evaluation, held_out, notes)
 
 
 def evaluation_only(model: Model, settings: Settings) -> tuple[Batches, list[str]]:

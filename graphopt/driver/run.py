@@ -72,14 +72,17 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
     if model.source is not None and report_path.resolve() in {p.resolve() for p in model.source.data}:
         raise UsageError(f"{report_path} holds weights of the model", "write the report elsewhere")
     fixed = _fix_shapes(model, settings)
-    inputs = prepare(model, settings, evaluate=not options.no_eval)
+    judging = any(step.needs_held_out for step in passes if isinstance(step, Pass))
+    inputs = prepare(model, settings, evaluate=not options.no_eval, hold_out=judging)
     evaluation = inputs.evaluation
     gates.check_possible(settings, evaluation is not None, evaluation is not None and evaluation.labels is not None)
     for note in inputs.notes:
         progress.warn(note)
 
     reference = model.copy()
-    ctx = Context(target, inputs.calibration, reference, seed, threads, progress, latency_table=table)
+    ctx = Context(
+        target, inputs.calibration, reference, seed, threads, progress, latency_table=table, held_out=inputs.held_out
+    )
     before = _Facts(path, path.stat().st_size, ctx.analysis(CostAnalysis(), reference))
     if evaluation is not None:
         before.evaluation = evaluate(path, evaluation, threads=threads, progress=progress)

@@ -104,6 +104,11 @@ class Pass(ABC):
     # believed until the next pass of another kind, or the end, where the model is compared with what it was.
     counts_changes: ClassVar[bool] = False
 
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether it decides by accuracy, measured on images that are neither for calibration nor for evaluation."""
+        return False
+
     def __post_init__(self) -> None:
         for info in self.options():
             object.__setattr__(self, info.name, _convert(self.name, info, getattr(self, info.name)))

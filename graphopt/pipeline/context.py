@@ -25,7 +25,9 @@ class Context:
     """Calibration images, the target, the seed, progress, and cached analyses. There are no globals.
 
     ``calibration`` is never empty: without images it holds synthetic ones and says so (``calibration.synthetic``).
-    ``reference`` is the model as it was loaded. ``latency_table`` is None for the one of this machine.
+    ``reference`` is the model as it was loaded. ``latency_table`` is None for the one of this machine. ``held_out`` are
+    images that neither calibrate nor evaluate, for passes that ask for them (``needs_held_out``); None where there are
+    none to spare. Their labels may be used.
     """
 
     target: Target
@@ -35,6 +37,7 @@ class Context:
     threads: int = 1
     progress: Progress = field(default_factory=Silent)
     latency_table: LatencyTable | None = None
+    held_out: Batches | None = None
     _cache: Cache = field(default_factory=Cache, repr=False)
 
     @property

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from graphopt.spec import format_value
+
 _WIDTH = 110
 _REASONS = 6
 
@@ -267,8 +269,7 @@ def print_pass(entry: dict[str, Any]) -> None:
     for column in ("option", "default", "allowed", ""):
         table.add_column(column, overflow="fold")
     for option in entry["options"]:
-        default = option["default"]
-        shown = str(default).lower() if isinstance(default, bool) else str(default)
+        shown = "-" if option["default"] is None else format_value(option["default"])
         table.add_row(option["name"], escape(shown), escape(option["allowed"]), escape(option["help"]))
     out.print(table if entry["options"] else "no options")
 

@@ -10,6 +10,7 @@ from graphopt.analysis.labels import ChannelLabels, Family, Labels, held_back, w
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model
 from graphopt.passes.prune import criteria, rewrites, taylor  # noqa: F401  (registers criteria, and what surgery rewrites)
+from graphopt.passes.prune.bounded import DropGoal, Judge
 from graphopt.passes.prune.costs import weight_bytes
 from graphopt.passes.prune.curves import Curve, by_reconstruction, by_scores
 from graphopt.passes.prune.faster import LatencyGoal
@@ -23,7 +24,7 @@ from graphopt.spec import Table, format_value
 
 _MACS = 0.7  # what is kept when no target is given
 _FRACTION = {"min": 0.05, "max": 1.0}
-_TARGETS = ("macs", "params", "bytes", "latency", "ratio")
+_TARGETS = ("macs", "params", "bytes", "latency", "max_drop", "ratio")
 _NONE: Table[float] = Table()
 
 
@@ -40,11 +41,21 @@ class Prune(Pass):
     kind = Kind.LOSSY
     requires = ("simplify",)
 
-    macs: float | None = option(None, "Target: fraction of the input model's multiply-accumulates to keep", **_FRACTION)
-    params: float | None = option(None, "Target: fraction of its parameters to keep", **_FRACTION)
-    bytes: float | None = option(None, "Target: fraction of the bytes of its weights to keep", **_FRACTION)
-    latency: float | None = option(None, "Target: fraction of its latency on this machine to keep", **_FRACTION)
-    ratio: float | None = option(None, "Target: fraction of its channels that every layer loses", min=0.0, max=0.95)
+    macs: float | None = option(
+        None, f"Target: fraction of the multiply-accumulates to keep; {_MACS} where no target is given", **_FRACTION
+    )
+    params: float | None = option(None, "Target: fraction of the parameters to keep", **_FRACTION)
+    bytes: float | None = option(None, "Target: fraction of the bytes of all weights to keep", **_FRACTION)
+    latency: float | None = option(
+        None, "Target: fraction of the loaded model's latency to keep, measured on this machine", **_FRACTION
+    )
+    max_drop: float | None = option(
+        None,
+        "Target: as small as it gets while top-1 falls by at most so many points, on held-out images",
+        min=0.0,
+        max=100.0,
+    )
+    ratio: float | None = option(None, "Target: fraction of the channels that every layer loses", min=0.0, max=0.95)
     ratios: Table[float] = option(  # noqa: RUF009 (a dataclass field)
         _NONE,
         "Fractions to lose by producing node, whatever the target, e.g. {/layer1/*=0.5}; the first match counts",
@@ -70,9 +81,13 @@ class Prune(Pass):
         if self.macs == _MACS:  # the same as saying nothing, and written the same
             object.__setattr__(self, "macs", None)
 
+    @property
+    def needs_held_out(self) -> bool:
+        return self.max_drop is not None
+
     def run(self, model: Model, ctx: Context) -> PassResult:
-        goal = self._goal()
         cost = ctx.analysis(CostAnalysis(), model)
+        goal, ctx = self._goal(ctx, cost)
         labels = ctx.analysis(ChannelLabels(self.norms, self.heads), model)
         space = candidates(labels, self.keep, self.ratios, self._multiple(ctx))
         skipped = [*(Skipped(x.node, x.op, x.reason, x.macs) for x in why_not(labels, cost)), *space.left]
@@ -103,15 +118,19 @@ class Prune(Pass):
         metrics |= _held_back(labels, cost, planner.families)
         return PassResult(True, metrics, _ordered(skipped))
 
-    def _goal(self) -> Goal:
+    def _goal(self, ctx: Context, cost: Cost) -> tuple[Goal, Context]:
+        """The target, and the context in which to reach it: its calibration images are not among those it judges on."""
+        if self.max_drop is not None:
+            judge, rest = Judge.of(ctx, cost.macs)
+            return DropGoal(self.max_drop, judge), rest
         if self.ratio is not None:
-            return RatioGoal(self.ratio)
+            return RatioGoal(self.ratio), ctx
         if self.latency is not None:
-            return LatencyGoal(self.latency)
+            return LatencyGoal(self.latency), ctx
         for name, fraction in (("params", self.params), ("bytes", self.bytes)):
             if fraction is not None:
-                return CostGoal(name, fraction)
-        return CostGoal("macs", _MACS if self.macs is None else self.macs)
+                return CostGoal(name, fraction), ctx
+        return CostGoal("macs", _MACS if self.macs is None else self.macs), ctx
 
     def _multiple(self, ctx: Context) -> int:
         return self.multiple or ctx.target.channel_multiple

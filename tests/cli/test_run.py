@@ -257,3 +257,19 @@ def test_the_same_latency_table_gives_the_same_bytes(graphopt, classifier: Path,
     assert json.loads(graphopt(*words[:2], "--passes", "fold", "--format", "json").stdout)["latency_table"] is None
     done = graphopt(*words[:6], "--latency-table", classifier)
     assert done.returncode == 2 and "no latency table" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_accuracy_is_measured_on_images_apart(graphopt, classifier: Path, images: Path) -> None:
+    spec = "prune{max_drop=60,multiple=1,min_keep=0.1,importance=l2,recover=false}"
+    done = graphopt("run", classifier, "--passes", spec, "--data", images, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["dataset"]["calibration"], found["dataset"]["evaluation"], found["dataset"]["held_out"]) == (
+        24,
+        36,
+        36,
+    )
+    metrics = found["passes"][-1]["metrics"]
+    assert metrics["held_out_images"] == 36 and metrics["drop_points_upper95"] <= 60
+    done = graphopt("run", classifier, "--passes", "prune{max_drop=1}")
+    assert done.returncode == 3 and "max_drop needs images" in done.stderr and "Traceback" not in done.stderr

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from graphopt.data.split import choose, describe, overlap, split
+from graphopt.data.split import HELD_OUT, choose, describe, hold_out, overlap, split, without
 from graphopt.data.synthetic import SyntheticDataset
 from graphopt.errors import DataError
 
@@ -46,3 +46,19 @@ def test_overlap_counts_the_same_images():
     a = images(10)
     assert overlap(a, np.arange(6), images(10), np.arange(4, 10)) == 2
     assert overlap(a, np.arange(6), images(10, seed=1), np.arange(6)) == 0
+
+
+def test_without_leaves_the_images_that_the_other_selection_does_not_hold():
+    a = images(10)
+    assert without(a, np.arange(6), images(10), np.arange(4, 10)).tolist() == [0, 1, 2, 3]
+    assert without(a, np.arange(6), images(10, seed=1), np.arange(10)).tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "expected"), [(100, 1.0, 100), (100, 0.5, 50), (10_000, 1.0, HELD_OUT), (1, 0.5, 0)]
+)
+def test_what_is_held_out_is_a_share_and_not_too_many(n, share, expected):
+    rest = np.arange(1000, 1000 + n)
+    apart, others = hold_out(rest, 1, share)
+    assert len(apart) == expected
+    assert sorted([*apart, *others]) == rest.tolist()

@@ -121,7 +121,14 @@ def test_ratios_for_a_layer_that_must_stay_say_why(context):
 
 
 @pytest.mark.parametrize(
-    "options", [{"ratio": 0.1}, {"ratio": 0.0, "ratios": {"*": 0.1}}, {"macs": 0.5, "min_keep": 1.0}]
+    "options",
+    [
+        {"ratio": 0.1},
+        {"ratio": 0.0, "ratios": {"*": 0.1}},
+        {"macs": 0.5, "min_keep": 1.0},
+        {"params": 0.5, "min_keep": 1.0},
+        {"bytes": 0.5, "min_keep": 1.0},
+    ],
 )
 def test_nothing_could_be_pruned_is_an_error(context, options):
     model = network()
@@ -145,3 +152,16 @@ def test_parameters_and_bytes_are_met_and_planned_exactly(context, name, fractio
     realised = found[f"{key}_after"] / found[f"{key}_before"]
     assert realised == pytest.approx(fraction, abs=0.02)
     assert found[f"{name}_planned"] == pytest.approx(realised, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("macs", "multiply-accumulates"), ("params", "parameters"), ("bytes", "bytes of weights")]
+)
+def test_a_target_out_of_reach_comes_as_close_as_it_may_and_says_so(context, name, words):
+    model = network()
+    ctx = context(model)
+    said: list[str] = []
+    ctx.progress.warn = said.append
+    Prune(**{name: 0.05}, min_keep=0.5, recover=False, importance="l2").run(model, ctx)
+    assert widths(model) == [16] * 3
+    assert any(f"of the {words} remain where 5% were asked for" in text for text in said)
