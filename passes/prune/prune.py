@@ -94,6 +94,9 @@ class Prune(Pass):
             return PassResult(False, metrics, _ordered(skipped))
         if result.plan.keep.all():
             raise PassError("nothing could be pruned: " + _summary(_ordered(skipped)), _hint(planner.families))
+        if result.recovery is not None:
+            nodes = result.model.graph.nodes
+            skipped += [Skipped(nodes[i].name, nodes[i].op, f"not refitted: {w}") for i, w in result.recovery.left]
         sizes = (weight_bytes(model), weight_bytes(result.model))
         model.replace_with(result.model)
         after = ctx.analysis(CostAnalysis(), model)
