@@ -212,13 +212,17 @@ def test_rounding_that_undoes_a_refit_drops_it(context):
     with model.edit() as graph:
         whole = np.sign(np.asarray(project.inputs[1].values)).astype(np.int8)
         constants = [
-            gs.Constant("q", whole),
-            gs.Constant("s", np.array(0.3, np.float32)),
-            gs.Constant("z", np.array(0, np.int8)),
+            gs.Constant("wq", whole),
+            gs.Constant("ws", np.array(0.3, np.float32)),
+            gs.Constant("wz", np.array(0, np.int8)),
         ]
         real = gs.Variable("real", dtype=np.float32, shape=[16, 32, 1, 1])
         graph.nodes.insert(0, gs.Node("DequantizeLinear", "dq", inputs=constants, outputs=[real]))
         project.inputs[1] = real
+        expand = next(n for n in graph.nodes if n.op == "Conv" and list(n.inputs[1].shape) == [32, 16, 1, 1])
+        small = np.array(expand.inputs[1].values)
+        small[:2] *= 1e-2
+        expand.inputs[1].values = small
     labels = propagate(model)
     family = next(f for f in labels.families if f.groups.size == 32)
     keep = labels.everything()
