@@ -96,8 +96,8 @@ def _changed(pruned: Model, labels: Labels, keep: np.ndarray) -> list[int]:
     return sorted(nx.descendants(reached, "changed")) if hit else []
 
 
-def _consumers(pruned: Model, labels: Labels, keep: np.ndarray, changed: list[int]) -> list[_Consumer]:
-    """Layers among the changed nodes that can be refitted."""
+def _consumers(pruned: Model, labels: Labels, keep: np.ndarray, changed: list[int], images: int) -> list[_Consumer]:
+    """Layers among the changed nodes that can be refitted, on so many images."""
     nodes = pruned.graph.nodes
     made_by = {t.name: i for i, node in enumerate(nodes) for t in node.outputs}
     found = []
