@@ -205,5 +205,5 @@ def test_a_file_that_nothing_changed_since_it_was_read(context, tmp_path):
     path.write_bytes(network().to_bytes())
     model = load(path)
     assert model.unchanged_file == path
-    result = Prune(macs=0.7).run(model, context(model))
+    result = Prune(macs=0.7).run(model, context(model, 64))
     assert result.metrics["refitted"] > 0
