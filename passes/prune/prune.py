@@ -102,6 +102,8 @@ class Prune(Pass):
         after = ctx.analysis(CostAnalysis(), model)
         metrics = _metrics(cost, after, sizes, labels, result, planner.touched(result.plan)) | result.metrics
         metrics |= _held_back(labels, cost, planner.families)
+        if images is not None:
+            metrics["synthetic_calibration"] = bool(ctx.calibration.synthetic)
         return PassResult(True, metrics, _ordered(skipped))
 
     def _goal(self) -> Goal:
@@ -120,7 +122,14 @@ class Prune(Pass):
     def _images(self, model: Model, ctx: Context) -> Images | None:
         """Calibration images, decoded once for all that needs them; None where nothing does, or there are none."""
         wanted = self.recover or needs_images(self.importance)
-        return load_images(model, ctx) if wanted and len(model.inputs) == 1 and len(ctx.calibration) > 0 else None
+        if not wanted or len(model.inputs) != 1 or not len(ctx.calibration):
+            return None
+        if ctx.calibration.synthetic:
+            ctx.progress.warn(
+                "prune: no images were given; channels are chosen and weights refitted on synthetic ones, which costs "
+                "accuracy that was not measured"
+            )
+        return load_images(model, ctx)
 
     def _curves(
         self,

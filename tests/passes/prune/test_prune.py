@@ -207,3 +207,24 @@ def test_a_file_that_nothing_changed_since_it_was_read(context, tmp_path):
     assert model.unchanged_file == path
     result = Prune(macs=0.7).run(model, context(model, 64))
     assert result.metrics["refitted"] > 0
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_synthetic_images_are_said_to_be_that(context, synthetic):
+    said: list[str] = []
+    model = network()
+    ctx = context(model)
+    ctx.calibration.synthetic = synthetic
+    ctx.progress.warn = said.append
+    result = Prune(macs=0.7).run(model, ctx)
+    assert result.metrics["synthetic_calibration"] is synthetic
+    assert any("synthetic" in text for text in said) is synthetic
+
+
+def test_weights_alone_need_no_images_and_speak_of_none(context):
+    said: list[str] = []
+    model = network()
+    ctx = context(model)
+    ctx.progress.warn = said.append
+    result = Prune(macs=0.7, importance="l2", recover=False).run(model, ctx)
+    assert "synthetic_calibration" not in result.metrics and not said
