@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphopt.analysis.cost import Cost, CostAnalysis
 from graphopt.analysis.labels import ChannelLabels, Family, Labels, held_back, why_not
@@ -18,6 +18,7 @@ from graphopt.passes.prune.importance import NAMES, RECONSTRUCTION, Channels, im
 from graphopt.passes.prune.planning import Planner, candidates, pinned
 from graphopt.passes.prune.proof import proof_feeds
 from graphopt.passes.prune.running import Images, load_images
+from graphopt.passes.prune.synthetic import suited
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 from graphopt.spec import Table, format_value
 
@@ -129,7 +130,7 @@ class Prune(Pass):
                 "prune: no images were given; channels are chosen and weights refitted on synthetic ones, which costs "
                 "accuracy that was not measured"
             )
-        return load_images(model, ctx)
+        return load_images(model, replace(ctx, calibration=suited(ctx)))
 
     def _curves(
         self,
