@@ -21,9 +21,11 @@ from graphopt.passes.prune.running import load_images
 from graphopt.passes.prune.sampling import obstacle, sampler_of
 from graphopt.passes.prune.surgery import remove
 from graphopt.passes.prune.weights import weights
+from graphopt.passes.quantize.fusion import check_fusion
 from graphopt.pipeline import Registry
 from graphopt.pipeline.manager import PassManager
 from graphopt.runtime.session import open_session, run_session
+from graphopt.runtime.target import get_target
 
 from .test_recover import network
 
@@ -45,6 +47,17 @@ def kinds(model: Model) -> Counter[tuple[str, str]]:
         stored = node.inputs[0].dtype if node.op == "DequantizeLinear" else None
         found[node.op, str(np.dtype(stored)) if isinstance(node.inputs[0], gs.Constant) else ""] += 1
     return found
+
+
+def on_integers(model: Model) -> dict[str, int]:
+    """How many layers ONNX Runtime runs on integers."""
+    planned: dict[str, list[str]] = {}
+    for node in model.graph.nodes:
+        if node.op in ("Conv", "Gemm"):
+            planned.setdefault(node.op, []).append(node.name)
+    found = check_fusion(model, get_target("ort-cpu"), planned)
+    assert found is not None
+    return dict(found.counts)
 
 
 def outputs(model: Model, seed: int = 99) -> np.ndarray:
@@ -300,12 +313,15 @@ def test_what_takes_all_that_is_negative_alike(text, cuts):
     assert cuts_negative(model.graph.nodes[0]) is cuts
 
 
-def test_a_real_classifier(shared, context):
+def test_a_real_classifier(shared, context, monkeypatch):
+    monkeypatch.setattr("graphopt.passes.prune.recover._ROWS", 1024)  # enough to see whether refits take
     model = graphopt.load(shared / "models" / "resnet20-cifar10.onnx")
     PassManager(Registry().build("quantize")).run(model, context(model, 32))
-    before, snapshot = kinds(model), Snapshot.of(model)
+    before, snapshot, fused = kinds(model), Snapshot.of(model), on_integers(model)
+    assert fused["Conv"] == 19
     result = Prune(macs=0.7, importance="l2").run(model, context(model, 64))
     verify(model, snapshot)
-    assert kinds(model) == before and result.metrics["proof_max_rel_error"] < 1e-4
+    assert kinds(model) == before and on_integers(model) == fused  # ONNX Runtime's kernels, too
+    assert result.metrics["proof_max_rel_error"] < 1e-4
     assert result.metrics["macs_realised"] == pytest.approx(0.7, abs=0.03)
     assert result.metrics["refit_error_after"] < result.metrics["refit_error_before"]
