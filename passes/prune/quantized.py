@@ -43,8 +43,8 @@ def dequantized(node: gs.Node) -> np.ndarray:
 
 
 def _scales(node: gs.Node) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and zero point, shaped to go with the input."""
-    rank = len(node.inputs[0].shape)
+    """Scale and zero point of a QuantizeLinear or DequantizeLinear, shaped to go with the input."""
+    rank = len(node.inputs[0].shape or [])
     scale = np.asarray(node.inputs[1].values, dtype=np.float64)
     given = len(node.inputs) > 2 and node.inputs[2].name
     zero = np.asarray(node.inputs[2].values, dtype=np.float64) if given else np.zeros_like(scale)
@@ -120,3 +120,54 @@ def cuts_negative(node: gs.Node) -> bool:
     if not isinstance(zero, gs.Constant) or not np.issubdtype(np.asarray(zero.values).dtype, np.integer):
         return False
     return bool((np.asarray(zero.values) == np.iinfo(np.asarray(zero.values).dtype).min).all())
+
+
+def unrounded(model: Model) -> Model:
+    """The model with activations that are cut off where their quantization cuts them off, but not rounded.
+
+    Sums in another order differ by as little as floats do; rounding turns that into whole steps, now and then.
+    """
+    numbers = [i for i, node in enumerate(model.graph.nodes) if _is_pair(model, node)]
+    if not numbers:
+        return model
+    twin = model.copy()
+    with twin.edit() as graph:
+        for node in [graph.nodes[i] for i in numbers]:
+            scale, zero = _scales(node)
+            limits = np.iinfo(_integers(node))
+            low, high = (((limit - zero) * scale).astype(np.float32) for limit in (limits.min, limits.max))
+            between = node.outputs[0]
+            between.dtype = np.float32
+            for reader in list(between.outputs):
+                reader.op, reader.attrs = "Min", {}
+                reader.inputs = [between, twin.constant(f"{reader.name}_high", high)]
+            node.op, node.attrs = "Max", {}
+            node.inputs = [node.inputs[0], twin.constant(f"{node.name}_low", low)]
+    return twin
+
+
+def _is_pair(model: Model, node: gs.Node) -> bool:
+    """Whether a node is a QuantizeLinear of floats by constants that nothing but DequantizeLinears alike reads."""
+    if node.op != "QuantizeLinear" or not is_standard(node) or node.attrs.get("block_size", 0):
+        return False
+    given, made = node.inputs[1:], node.outputs[0]
+    if isinstance(node.inputs[0], gs.Constant) or not all(isinstance(t, gs.Constant) for t in given if t.name):
+        return False
+    if node.inputs[0].dtype not in (None, np.float32) or model.is_output(made) or made.name in model.captured():
+        return False
+    if not np.issubdtype(_integers(node), np.integer) or (node.inputs[0].shape is None and given[0].values.size > 1):
+        return False
+    readers = made.outputs
+    return bool(readers) and all(
+        n.op == "DequantizeLinear" and [_bytes(t) for t in n.inputs[1:]] == [_bytes(t) for t in given] for n in readers
+    )
+
+
+def _integers(node: gs.Node) -> np.dtype:
+    """What a QuantizeLinear makes."""
+    given = len(node.inputs) > 2 and node.inputs[2].name
+    return np.dtype(node.inputs[2].dtype if given else np.uint8)
+
+
+def _bytes(tensor: gs.Tensor) -> bytes | None:
+    return np.asarray(tensor.values).tobytes() if isinstance(tensor, gs.Constant) else None

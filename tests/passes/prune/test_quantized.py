@@ -11,10 +11,17 @@ import pytest
 
 import graphopt
 from graphopt import Model
-from graphopt.analysis.labels import propagate
+from graphopt.analysis.labels import NodeScope, propagate, registry, rule
 from graphopt.ir import Snapshot, infer_shapes, verify
 from graphopt.passes.prune import Prune
-from graphopt.passes.prune.quantized import beyond_quantizers, cuts_negative, dequantizer, representable, values_of
+from graphopt.passes.prune.quantized import (
+    beyond_quantizers,
+    cuts_negative,
+    dequantizer,
+    representable,
+    unrounded,
+    values_of,
+)
 from graphopt.passes.prune.recover import recover
 from graphopt.passes.prune.residual import residual
 from graphopt.passes.prune.running import load_images
@@ -311,6 +318,64 @@ def test_what_takes_all_that_is_negative_alike(text, cuts):
         f"<float s = {{0.1}}, uint8 u = {{0}}, uint8 v = {{3}}, int8 i = {{0}}, int8 m = {{-128}}> {{ {text} }}"
     )
     assert cuts_negative(model.graph.nodes[0]) is cuts
+
+
+PAIR = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,2] x) => (float[N,3,2] y) <SCALES> {
+    a = Relu(x) q = QuantizeLinear<axis=1>(a, s, z) y = DequantizeLinear<axis=1>(q, s, z) }"""
+SCALES = {
+    "one": ("float s = {0.01}, uint8 z = {20}", (-0.2, 2.35)),
+    "per channel": (
+        "float[3] s = {0.01, 0.02, 0.005}, int8[3] z = {0, -128, 7}",
+        (np.array([-1.28, 0.0, -0.675])[:, None], np.array([1.27, 5.1, 0.6])[:, None]),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_without_rounding_values_are_cut_off_alone(kind):
+    scales, (low, high) = SCALES[kind]
+    model = Model.from_text(PAIR.replace("SCALES", scales))
+    infer_shapes(model)
+    before = model.to_bytes()
+    x = np.random.default_rng(0).standard_normal((4, 3, 2)).astype(np.float32) * 3
+    found = run_session(open_session(unrounded(model).to_bytes()), x)[0]
+    np.testing.assert_allclose(found, np.clip(np.maximum(x, 0), low, high), rtol=1e-5, atol=1e-6)
+    rounded = run_session(open_session(before), x)[0]
+    assert 1e-4 < np.abs(found - rounded).max() < 0.011
+    assert [n.op for n in model.graph.nodes] == ["Relu", "QuantizeLinear", "DequantizeLinear"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("(float[N,3,2] y)", "(float[N,3,2] y, uint8[N,3,2] q)"),  # the integers are an output
+        ("y = DequantizeLinear<axis=1>(q, s, z)", "y = DequantizeLinear<axis=1>(q, s2, z)"),  # another scale
+        ("y = Deq", "k = Cast<to=1>(q) y0 = Deq"),  # another reader
+    ],
+)
+def test_rounding_stays_where_it_is_more_than_a_pair(old, new):
+    text = PAIR.replace("SCALES", "float s = {0.01}, float s2 = {0.02}, uint8 z = {20}").replace(old, new)
+    if "y0" in new:
+        text = text.replace("y0 = DequantizeLinear<axis=1>(q, s, z)", "w = DequantizeLinear(q, s, z) y = Add(k, w)")
+    model = Model.from_text(text)
+    assert unrounded(model) is model
+
+
+def test_a_wrong_rule_is_caught_in_a_quantized_model(context, monkeypatch):
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+
+    @rule("Softmax")
+    def wrong(scope: NodeScope) -> None:
+        scope.out(scope.axes(0))
+
+    model = network()
+    relu = next(n for n in model.graph.nodes if n.op == "Relu" and n.inputs[0].name == "h")
+    with model.edit():
+        relu.op, relu.attrs = "Softmax", {"axis": 1}
+    PassManager(Registry().build("quantize{place=smaller}")).run(model, context(model, 64))
+    result = Prune(macs=0.7, multiple=4, importance="l2", recover=False).run(model, context(model, 16))
+    assert any("not exact" in s.reason for s in result.skipped)
+    assert result.metrics["proof_max_rel_error"] < 1e-4
 
 
 def test_a_real_classifier(shared, context, monkeypatch):
