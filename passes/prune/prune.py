@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphopt.analysis.cost import Cost, CostAnalysis
 from graphopt.analysis.labels import ChannelLabels, Family, Labels, held_back, why_not
@@ -19,6 +19,7 @@ from graphopt.passes.prune.importance import NAMES, RECONSTRUCTION, Channels, im
 from graphopt.passes.prune.planning import Planner, candidates, pinned
 from graphopt.passes.prune.proof import proof_feeds
 from graphopt.passes.prune.running import Images, load_images
+from graphopt.passes.prune.synthetic import suited
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 from graphopt.spec import Table, format_value
 
@@ -111,11 +112,16 @@ class Prune(Pass):
             return PassResult(False, metrics, _ordered(skipped))
         if result.plan.keep.all():
             raise PassError("nothing could be pruned: " + _summary(_ordered(skipped)), _hint(planner.families))
+        if result.recovery is not None:
+            nodes = result.model.graph.nodes
+            skipped += [Skipped(nodes[i].name, nodes[i].op, f"not refitted: {w}") for i, w in result.recovery.left]
         sizes = (weight_bytes(model), weight_bytes(result.model))
         model.replace_with(result.model)
         after = ctx.analysis(CostAnalysis(), model)
         metrics = _metrics(cost, after, sizes, labels, result, planner.touched(result.plan)) | result.metrics
         metrics |= _held_back(labels, cost, planner.families)
+        if images is not None:
+            metrics["synthetic_calibration"] = bool(ctx.calibration.synthetic)
         return PassResult(True, metrics, _ordered(skipped))
 
     def _goal(self, ctx: Context, cost: Cost) -> tuple[Goal, Context]:
@@ -138,7 +144,14 @@ class Prune(Pass):
     def _images(self, model: Model, ctx: Context) -> Images | None:
         """Calibration images, decoded once for all that needs them; None where nothing does, or there are none."""
         wanted = self.recover or needs_images(self.importance)
-        return load_images(model, ctx) if wanted and len(model.inputs) == 1 and len(ctx.calibration) > 0 else None
+        if not wanted or len(model.inputs) != 1 or not len(ctx.calibration):
+            return None
+        if ctx.calibration.synthetic:
+            ctx.progress.warn(
+                "prune: no images were given; channels are chosen and weights refitted on synthetic ones, which costs "
+                "accuracy that was not measured"
+            )
+        return load_images(model, replace(ctx, calibration=suited(ctx)))
 
     def _curves(
         self,

@@ -18,10 +18,11 @@ import onnx_graphsurgeon as gs
 from graphopt.analysis.labels import Labels
 from graphopt.ir import Model
 from graphopt.ir.view import node_view
+from graphopt.passes.prune.quantized import cuts_negative, is_quantized
 from graphopt.passes.prune.residual import residual
 from graphopt.passes.prune.ridge import Rows, fit
 from graphopt.passes.prune.running import BATCH, Images, Network, fitting
-from graphopt.passes.prune.sampling import Sampler, sampler_of
+from graphopt.passes.prune.sampling import Sampler, obstacle, sampler_of
 from graphopt.pipeline import Context
 
 _ROWS = 12288  # sampled positions per layer over all images, at most
@@ -32,12 +33,16 @@ _STORED = 256 << 20  # bytes of original outputs held at a time
 
 @dataclass(frozen=True)
 class Recovery:
-    """How many weights were refitted, and the mean relative squared error of their outputs before and after."""
+    """How many weights were refitted, and the mean relative squared error of their outputs before and after.
+
+    ``left``: the layers whose inputs changed and that cannot be refitted, by number, and why.
+    """
 
     refitted: int
     images: int
     error_before: float
     error_after: float
+    left: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,13 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, im
 
     A refit that does not lower the error on images that it was not fitted to is dropped.
     """
-    consumers = _consumers(pruned, labels, keep, images.count)
+    changed = _changed(pruned, labels, keep)
+    consumers = _consumers(pruned, labels, keep, changed, images.count)
+    weighted = {labels.names[c.node] for c in labels.contractions if c.scale}
+    nodes = pruned.graph.nodes
+    left = tuple((i, why) for i in changed if nodes[i].name in weighted and (why := obstacle(nodes[i])))
     if not consumers or not images.count:
-        return Recovery(0, images.count, 0.0, 0.0)
+        return Recovery(0, images.count, 0.0, 0.0, left)
     before, after = Network(original, images, ctx.threads), Network(pruned, images, ctx.threads)
     errors: list[tuple[float, float]] = []
     with pruned.edit():
@@ -73,20 +82,26 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, im
             errors.append(_refit(after, consumer, next(rows), ctx))
     mean = np.mean(errors, axis=0)
     refitted = sum(b != a for b, a in errors)
-    return Recovery(refitted, images.count, float(mean[0]), float(mean[1]))
+    return Recovery(refitted, images.count, float(mean[0]), float(mean[1]), left)
 
 
-def _consumers(pruned: Model, labels: Labels, keep: np.ndarray, images: int) -> list[_Consumer]:
-    """Layers whose input changed, in graph order."""
-    nodes = pruned.graph.nodes
+def _changed(pruned: Model, labels: Labels, keep: np.ndarray) -> list[int]:
+    """Nodes whose input changed, in graph order."""
     view = node_view(pruned.graph)
-    hit = {c.node for c in labels.contractions if any(not keep[g].all() for _, _, g in c.inputs)}
+    number = {node.name: index for index, node in enumerate(pruned.graph.nodes)}  # removal may add and drop nodes
+    names = {labels.names[c.node] for c in labels.contractions if any(not keep[g].all() for _, _, g in c.inputs)}
+    hit = {number[name] for name in names}
     reached = view.copy()
     reached.add_edges_from(("changed", index) for index in sorted(hit))
-    changed = nx.descendants(reached, "changed") if hit else set()
+    return sorted(nx.descendants(reached, "changed")) if hit else []
+
+
+def _consumers(pruned: Model, labels: Labels, keep: np.ndarray, changed: list[int], images: int) -> list[_Consumer]:
+    """Layers among the changed nodes that can be refitted, on so many images."""
+    nodes = pruned.graph.nodes
     made_by = {t.name: i for i, node in enumerate(nodes) for t in node.outputs}
     found = []
-    for index in sorted(changed):
+    for index in changed:
         sampler = sampler_of(nodes[index])
         if sampler is None:
             continue
@@ -108,8 +123,8 @@ def _row_count(shape: tuple[int, ...]) -> int:
 
 
 def _rectified(tensor: gs.Tensor) -> bool:
-    """Whether nothing but ReLUs reads a tensor, to which all that is negative is alike."""
-    return bool(tensor.outputs) and all(n.op == "Relu" for n in tensor.outputs)
+    """Whether nothing but ReLUs reads a tensor, or what else takes all that is negative alike."""
+    return bool(tensor.outputs) and all(cuts_negative(n) for n in tensor.outputs)
 
 
 def _targets(network: Network, consumers: list[_Consumer], ctx: Context) -> Iterator[list[np.ndarray]]:
@@ -159,6 +174,9 @@ def _refit(network: Network, consumer: _Consumer, targets: list[np.ndarray], ctx
         halves[number % 2].add(x, y, skip)
     one, two = (half.rows() for half in halves)
     before, after, solution = fit(one, two, weight, bias, intercept=sampler.can_bias(node))
+    if solution is not None and is_quantized(node):  # rounding may undo what was gained
+        rounded = two.error(*sampler.stored(node, *solution)) if two is not None else before
+        solution, after = (solution, max(after, rounded)) if rounded < before else (None, before)
     if solution is not None:
         sampler.write(network.model, node, *solution)
     return before, after

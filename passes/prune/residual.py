@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
+from graphopt.passes.prune.quantized import beyond_quantizers
 
 
 def residual(model: Model, out: gs.Tensor, index: int, made_by: dict[str, int]) -> tuple[str, str | None]:
@@ -13,9 +14,10 @@ def residual(model: Model, out: gs.Tensor, index: int, made_by: dict[str, int]) 
     These are the sum of a residual block and its finished branch; or ``out`` itself, and None. ``made_by``: the number
     of the node that writes each tensor.
     """
-    users = out.outputs
-    if len(users) == 1 and users[0].op == "Add" and not model.is_output(out):
-        other = next((t for t in users[0].inputs if t is not out), None)
+    branch = beyond_quantizers(out)
+    users = branch.outputs
+    if len(users) == 1 and users[0].op == "Add" and not model.is_output(branch):
+        other = next((t for t in users[0].inputs if t is not branch), None)
         ready = other is not None and made_by.get(other.name, index) < index
         if ready and other is not None and other.shape is not None and other.shape == out.shape:
             return users[0].outputs[0].name, other.name

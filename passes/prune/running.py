@@ -102,13 +102,14 @@ class Network:
         if not missing:
             return None
         twin = self.model.copy()
-        tensors = twin.graph.tensors()
-        twin.graph.outputs = [tensors[n] for n in missing]
-        for name in known:
-            tensors[name].inputs.clear()
-        twin.graph.cleanup()
-        alive = twin.graph.tensors()
-        twin.graph.inputs = [tensors[n] for n in known if n in alive and alive[n].outputs]
+        with twin.edit():  # or the file that the model was read from would be taken for it
+            tensors = twin.graph.tensors()
+            twin.graph.outputs = [tensors[n] for n in missing]
+            for name in known:
+                tensors[name].inputs.clear()
+            twin.graph.cleanup()
+            alive = twin.graph.tensors()
+            twin.graph.inputs = [tensors[n] for n in known if n in alive and alive[n].outputs]
         names = [t.name for t in twin.graph.inputs]
         with runnable(twin) as form:
             session = open_session(form, threads=self.threads)

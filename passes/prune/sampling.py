@@ -9,8 +9,10 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
 from graphopt.ir.view import is_standard
+from graphopt.passes.prune.quantized import dequantizer, is_quantized, replace, representable, shape_of, values_of
 
 _WIDEST = 3072  # inputs of one output: the moments take their square
+_TOO_WIDE = f"more than {_WIDEST} inputs enter one of its outputs"
 
 
 class Sampler(ABC):
@@ -35,37 +37,51 @@ class Sampler(ABC):
         """Put a refitted weight and bias back."""
 
     def can_bias(self, node: gs.Node) -> bool:
-        return True
+        """Whether there is a bias to fit, or one can be added: that of a layer on integers has a scale to be found."""
+        return len(node.inputs) > 2 or not is_quantized(node)
+
+    @abstractmethod
+    def stored(self, node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What ``write`` keeps of a weight and bias: quantized parameters are rounded."""
 
 
 def sampler_of(node: gs.Node) -> Sampler | None:
-    """How to refit a node; None for a node that cannot be: not linear, or its weight is shared or not a constant."""
+    """How to refit a node; None for a node that cannot be."""
+    found = _sampler(node)
+    return None if isinstance(found, str) else found
+
+
+def obstacle(node: gs.Node) -> str:
+    """Why a node cannot be refitted, in words; empty if it can."""
+    found = _sampler(node)
+    return found if isinstance(found, str) else ""
+
+
+def _sampler(node: gs.Node) -> Sampler | str:
     if not is_standard(node) or len(node.inputs) < 2:
-        return None
+        return "it is no layer with a weight"
     weight = node.inputs[1]
-    if not isinstance(weight, gs.Constant) or len(weight.outputs) != 1 or weight.dtype != np.float32:
-        return None
-    if len(node.inputs) > 2 and not isinstance(node.inputs[2], gs.Constant):
-        return None
-    if node.op == "Conv" and len(weight.shape) == 4 and node.attrs.get("auto_pad", "NOTSET") == "NOTSET":
-        return ConvSampler() if int(np.prod(weight.shape[1:])) <= _WIDEST else None
-    if node.op == "Gemm" and node.attrs.get("alpha", 1.0) == node.attrs.get("beta", 1.0) == 1.0:
-        plain = not node.attrs.get("transA", 0) and (len(node.inputs) < 3 or len(node.inputs[2].shape) == 1)
-        return DenseSampler(bool(node.attrs.get("transB", 0))) if plain and max(weight.shape) <= _WIDEST else None
-    if node.op == "MatMul" and len(weight.shape) == 2 and max(weight.shape) <= _WIDEST:
-        return DenseSampler(False)
-    return None
-
-
-def _replace(model: Model, node: gs.Node, slot: int, values: np.ndarray) -> None:
-    """A new constant under the old name where no one else reads that."""
-    values = np.ascontiguousarray(values, dtype=np.float32)
-    if slot >= len(node.inputs):
-        node.inputs.append(model.constant(f"{node.name}_bias", values))
-        return
-    old = node.inputs[slot]
-    alone = len(old.outputs) == 1 and old.name not in model.captured()
-    node.inputs[slot] = gs.Constant(old.name, values) if alone else model.constant(f"{old.name}_refitted", values)
+    real = isinstance(weight, gs.Constant) and weight.dtype == np.float32
+    if not real and dequantizer(weight) is None:
+        return "its weight is no constant of float32, and none of integers that one DequantizeLinear makes real"
+    if len(weight.outputs) != 1:
+        return "its weight is read elsewhere as well"
+    if len(node.inputs) > 2 and not isinstance(node.inputs[2], gs.Constant) and dequantizer(node.inputs[2]) is None:
+        return "its bias is not constant"
+    shape = shape_of(weight)
+    if node.op == "Conv":
+        if len(shape) != 4 or node.attrs.get("auto_pad", "NOTSET") != "NOTSET":
+            return "it does not work on height and width with explicit pads"
+        return ConvSampler() if int(np.prod(shape[1:])) <= _WIDEST else _TOO_WIDE
+    if node.op == "Gemm":
+        if node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("beta", 1.0) != 1.0 or node.attrs.get("transA", 0):
+            return "it scales or transposes what it multiplies"
+        if len(node.inputs) > 2 and len(shape_of(node.inputs[2])) != 1:
+            return "its bias is not one number a channel"
+        return DenseSampler(bool(node.attrs.get("transB", 0))) if max(shape) <= _WIDEST else _TOO_WIDE
+    if node.op == "MatMul" and len(shape) == 2:
+        return DenseSampler(False) if max(shape) <= _WIDEST else _TOO_WIDE
+    return f"least squares are not set up for this {node.op}"
 
 
 class ConvSampler(Sampler):
@@ -79,8 +95,7 @@ class ConvSampler(Sampler):
         return rng.permutation(height * width)[:count]
 
     def inputs(self, node: gs.Node, x: np.ndarray, rng: np.random.Generator, per_image: int) -> np.ndarray:
-        weight = node.inputs[1].shape
-        kernel = [int(d) for d in weight[2:]]
+        kernel = shape_of(node.inputs[1])[2:]
         strides, dilations = node.attrs.get("strides", [1, 1]), node.attrs.get("dilations", [1, 1])
         top, left, bottom, right = node.attrs.get("pads", [0, 0, 0, 0])
         padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
@@ -103,16 +118,25 @@ class ConvSampler(Sampler):
         return y.reshape(n, channels, -1)[:, :, places].transpose(0, 2, 1).reshape(-1, channels)
 
     def read(self, node: gs.Node) -> tuple[np.ndarray, np.ndarray]:
-        weight = np.asarray(node.inputs[1].values, dtype=np.float64)
+        weight = values_of(node.inputs[1])
         groups = int(node.attrs.get("group", 1))
         per = len(weight) // groups
-        bias = np.asarray(node.inputs[2].values, np.float64) if len(node.inputs) > 2 else np.zeros(len(weight))
+        bias = values_of(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(len(weight))
         return weight.reshape(groups, per, -1).transpose(0, 2, 1), bias.reshape(groups, per)
 
     def write(self, model: Model, node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
-        shape = [int(d) for d in node.inputs[1].shape]
-        _replace(model, node, 1, weight.transpose(0, 2, 1).reshape(shape))
-        _replace(model, node, 2, bias.reshape(-1))
+        replace(model, node, 1, self._kernel(node, weight))
+        if self.can_bias(node):
+            replace(model, node, 2, bias.reshape(-1))
+
+    def stored(self, node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        kernel = representable(node.inputs[1], self._kernel(node, weight))
+        kept = kernel.reshape(len(weight), bias.shape[1], -1).transpose(0, 2, 1)
+        return kept, _stored_bias(node, bias)
+
+    @staticmethod
+    def _kernel(node: gs.Node, weight: np.ndarray) -> np.ndarray:
+        return weight.transpose(0, 2, 1).reshape(shape_of(node.inputs[1]))
 
 
 class DenseSampler(Sampler):
@@ -137,15 +161,25 @@ class DenseSampler(Sampler):
         return self._rows(y, rng, per_image)
 
     def read(self, node: gs.Node) -> tuple[np.ndarray, np.ndarray]:
-        weight = np.asarray(node.inputs[1].values, dtype=np.float64)
+        weight = values_of(node.inputs[1])
         weight = weight.T if self.transposed else weight
-        bias = np.asarray(node.inputs[2].values, np.float64) if len(node.inputs) > 2 else np.zeros(weight.shape[1])
+        bias = values_of(node.inputs[2]) if len(node.inputs) > 2 else np.zeros(weight.shape[1])
         return weight[None], np.broadcast_to(bias, weight.shape[1:]).reshape(1, -1)
 
     def write(self, model: Model, node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:
-        _replace(model, node, 1, weight[0].T if self.transposed else weight[0])
+        replace(model, node, 1, weight[0].T if self.transposed else weight[0])
         if self.can_bias(node):
-            _replace(model, node, 2, bias.reshape(-1))
+            replace(model, node, 2, bias.reshape(-1))
+
+    def stored(self, node: gs.Node, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        kept = representable(node.inputs[1], weight[0].T if self.transposed else weight[0])
+        return (kept.T if self.transposed else kept)[None], _stored_bias(node, bias)
 
     def can_bias(self, node: gs.Node) -> bool:
-        return bool(node.op == "Gemm")
+        return bool(node.op == "Gemm") and super().can_bias(node)
+
+
+def _stored_bias(node: gs.Node, bias: np.ndarray) -> np.ndarray:
+    if len(node.inputs) < 3:
+        return bias
+    return representable(node.inputs[2], bias.reshape(-1)).reshape(bias.shape)

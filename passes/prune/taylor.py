@@ -85,18 +85,21 @@ class _Part:
         twin = model.copy()
         with twin.edit():
             self.gates, gated = _gated(twin, labels, family)
-            names = _boundary(twin, gated)
-            self.outputs = [t.name for t in model.outputs]
+            names, outputs = _boundary(twin, gated)
             tensors = twin.graph.tensors()
             for name in names:
                 tensors[name].inputs.clear()
+            twin.graph.outputs = [tensors[n] for n in outputs]
             twin.graph.cleanup()
             alive = twin.graph.tensors()
-            names = [n for n in names if n in alive]
-            twin.graph.inputs = [alive[n] for n in (*names, *(g.name for g in self.gates))]
-        self.before = [[v[n] for n in self.outputs] for v in Network(model, images, threads).tensors(self.outputs)]
-        # A model without inputs cannot be run; one that takes the images runs as it stands.
-        self.feeds = [{n: v[n] for n in names} for v in Network(model, images, threads).tensors(names)]
+            gates = [g.name for g in self.gates]
+            twin.graph.inputs = [alive[n] for n in (*names, *gates) if n in alive]
+        if not outputs:  # no output depends on these channels
+            self.gates = []
+            return
+        found = list(Network(model, images, threads).tensors([*names, *outputs]))
+        self.before = [[values[n] for n in outputs] for values in found]
+        self.feeds = [{t.name: values[t.name] for t in twin.graph.inputs if t.name not in gates} for values in found]
         with runnable(twin) as form:
             self.session = open_session(form, threads=threads)
         self.images = images.count
@@ -151,8 +154,8 @@ def _gated(twin: Model, labels: Labels, family: Family) -> tuple[list[_Gate], li
     return [gate for gate, _ in gates.values()], [i for i, n in enumerate(twin.graph.nodes) if id(n) in new]
 
 
-def _boundary(twin: Model, gated: list[int]) -> list[str]:
-    """Tensors that the nodes behind the gates read and do not make: computed once."""
+def _boundary(twin: Model, gated: list[int]) -> tuple[list[str], list[str]]:
+    """Tensors that the nodes behind the gates read and do not make, which are computed once; outputs that they make."""
     view = node_view(twin.graph)
     view.add_edges_from(("gates", index) for index in gated)
     behind = nx.descendants(view, "gates") if gated else set()
@@ -160,8 +163,9 @@ def _boundary(twin: Model, gated: list[int]) -> list[str]:
     made = {t.name for i in behind for t in nodes[i].outputs}
     needed = dict.fromkeys(name for i in sorted(behind) for name in reads(nodes[i]))
     given = {t.name for t in twin.graph.inputs}
-    return [
+    read = [
         name
         for name in needed
         if name not in made and name in tensors and (tensors[name].inputs or name in given)  # not a constant, no gate
     ]
+    return read, [t.name for t in twin.outputs if t.name in made]

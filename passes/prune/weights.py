@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.labels import Labels
 from graphopt.ir import Model
+from graphopt.passes.prune.quantized import dequantized
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 
@@ -39,38 +40,28 @@ class Weight:
 
 
 def weights(model: Model, labels: Labels) -> Iterator[Weight]:
-    """Every use of a constant that channels index. Scales and zero points are no weights of their own."""
+    """Every use of a constant that channels index of which some may go. Scales and zero points are no weights."""
     nodes = model.graph.nodes
     number = {id(node): k for k, node in enumerate(nodes)}
     for place, groups in labels.slots.items():
         node = nodes[place.node]
-        if node.op not in _QUANTIZERS:
-            values = np.asarray(node.inputs[place.slot].values, dtype=np.float64)
-            yield Weight(values, place.axis, groups, place.node, place.slot)
-        elif node.op == "DequantizeLinear" and place.slot == 0 and node.outputs[0].outputs:
-            reader = node.outputs[0].outputs[0]
-            slot = next(k for k, t in enumerate(reader.inputs) if t is node.outputs[0])
-            yield Weight(dequantized(node), place.axis, groups, number[id(reader)], slot)
+        if not labels.fixed[groups].all() and (node.op not in _QUANTIZERS or place.slot == 0):
+            raw = node.op != "DequantizeLinear"
+            values = np.asarray(node.inputs[place.slot].values, dtype=np.float64) if raw else dequantized(node)
+            found = _reader(node, place.slot)
+            if found is not None:
+                yield Weight(values, place.axis, groups, number[id(found[0])], found[1])
 
 
-def dequantized(node: gs.Node) -> np.ndarray:
-    """What a DequantizeLinear of constants gives, in double precision."""
-    values = np.asarray(node.inputs[0].values, dtype=np.float64)
-    scale, zero = scales(node)
-    return np.asarray((values - zero) * scale)
-
-
-def scales(node: gs.Node) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and zero point of a QuantizeLinear or DequantizeLinear, shaped to go with its input."""
-    rank = len(node.inputs[0].shape)
-    scale = np.asarray(node.inputs[1].values, dtype=np.float64)
-    given = len(node.inputs) > 2 and node.inputs[2].name
-    zero = np.asarray(node.inputs[2].values, dtype=np.float64) if given else np.zeros_like(scale)
-    if scale.size == 1:
-        return scale.reshape(()), zero.reshape(())
-    view = [1] * rank
-    view[int(node.attrs.get("axis", 1)) % rank if rank > 1 else 0] = -1
-    return scale.reshape(view), zero.reshape(view)
+def _reader(node: gs.Node, slot: int) -> tuple[gs.Node, int] | None:
+    """The operator that computes with what ``node`` reads as input ``slot``, past quantization, and its input."""
+    while node.op in _QUANTIZERS:
+        made = node.outputs[0]
+        if not made.outputs:
+            return None
+        node = made.outputs[0]
+        slot = next(k for k, t in enumerate(node.inputs) if t is made)
+    return node, slot
 
 
 def makes(node: gs.Node, weight: Weight) -> bool:

@@ -25,7 +25,7 @@ def build(body: str, extra: dict[str, tuple[int, ...]] | None = None) -> Model:
     tail = "p = GlobalAveragePool(z) f = Flatten(p) y = Gemm<transB=1>(f, wf)"
     return Model.from_text(
         f'<ir_version: 8, opset_import: ["" : 17, "other" : 1]> g (float[N,3,8,8] x) => (float[N,5] y) '
-        f"<{weights}, int64[2] parts = {{4, 4}}> "
+        f"<{weights}, int64[2] parts = {{4, 4}}, int64[1] last = {{3}}> "
         f"{{ {body} {tail} }}"
     )
 
@@ -82,15 +82,14 @@ def test_an_operator_without_a_rule_holds_back_what_it_touches():
     assert (entry.channels, entry.macs) == (8, without(labels, stream))
 
 
-def test_a_layer_that_no_rule_follows_holds_back_its_own(monkeypatch):
-    """Its MACs are in the model's cost, but in no contraction."""
-    monkeypatch.setattr(registry, "_RULES", {k: v for k, v in registry._RULES.items() if k != ("", "ConvTranspose")})
-    body = "a = Conv(x, w) t = ConvTranspose<group=2>(a, k) z = Conv(t, u)"
-    model = build(body, {"k": (8, 4, 1, 1)})
+def test_a_layer_that_no_rule_follows_holds_back_its_own():
+    """A product with a vector: its MACs are in the model's cost, but in no contraction."""
+    body = "a = Conv(x, w) m = MatMul(a, k) t = Unsqueeze(m, last) z = Conv(t, u)"
+    model = build(body, {"k": (8,)})
     labels, whole = propagate(model), cost(model)
-    own = whole.by_node[next(n.name for n in model.graph.nodes if n.op == "ConvTranspose")].macs
+    own = whole.by_node[next(n.name for n in model.graph.nodes if n.op == "MatMul")].macs
     entry = why_not(labels, whole)[0]
-    assert own and entry.op == "ConvTranspose"
+    assert own and entry.op == "MatMul"
     groups = labels.tensors["a"][1]
     assert groups is not None
     assert entry.macs == without(labels, groups) + own

@@ -165,6 +165,16 @@ def test_no_eval_measures_nothing(graphopt, classifier: Path, images: Path) -> N
     assert found["dataset"]["calibration"] == 24
 
 
+def test_pruning_without_data_works_on_synthetic_images_and_says_so(graphopt, classifier: Path) -> None:
+    done = graphopt("run", classifier, "--passes", "prune{macs=0.8,multiple=4}")
+    assert done.returncode == 0, done.stderr
+    assert "refitted on synthetic ones" in " ".join(done.stderr.split()) and "NOT VALIDATED" in done.stdout
+    found = json.loads(classifier.with_suffix(".opt.report.json").read_text())
+    assert not found["validated"] and found["after"]["top1"] is None and found["dataset"]["synthetic"]
+    metrics = found["passes"][-1]["metrics"]
+    assert metrics["synthetic_calibration"] and metrics["macs_realised"] < 0.9 and metrics["refitted"] > 0
+
+
 def test_separate_calibration_data(graphopt, classifier: Path, images: Path) -> None:
     done = graphopt(
         *("run", classifier, "--passes", "quantize", "--data", images, "--calibration-data", images),

@@ -141,11 +141,11 @@ def weighted(scope: NodeScope) -> int:
 def _product(scope: NodeScope, inner_a: int, inner_b: int, columns: int) -> Axis:
     """Couple the contracted axes of inputs 0 and 1; returns the labels of the columns of input 1."""
     a, b = scope.axes(0), scope.axes(1)
-    if scope.is_const(1):
-        scope.attach(1, inner_b, a[inner_a])
+    if scope.is_weight(1):
+        scope.attach(1, inner_b, a[inner_a], _FIXED)
         size = scope.shape(1)[columns]
         y: Axis = scope.fresh(size)
-        scope.attach(1, columns, y)
+        scope.attach(1, columns, y, _FIXED)
         return y
     if scope.is_const(0):
         scope.attach(0, inner_a, b[inner_b])

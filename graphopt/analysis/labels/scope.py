@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.analysis.cost import Shape
+from graphopt.analysis.cost import Shape, is_constant
 from graphopt.analysis.labels.builder import Axes, Axis, Builder, RawContraction, Slot
 from graphopt.analysis.labels.registry import Unsupported
 
@@ -35,6 +35,10 @@ class NodeScope:
 
     def is_const(self, slot: int) -> bool:
         return isinstance(self.node.inputs[slot], gs.Constant)
+
+    def is_weight(self, slot: int) -> bool:
+        """Whether an input is the same at every run: a constant, or one dequantized."""
+        return is_constant(self.node.inputs[slot], self.builder.producers)
 
     def shape(self, slot: int) -> Shape:
         """Sizes of an input (None where unknown). Raises Unsupported when not even the rank is known."""
@@ -159,7 +163,7 @@ class NodeScope:
         for labels, size in zip(axes, sizes, strict=True):
             if labels is None:
                 scale *= size or 1
-        masked = tuple((s, a, v) for s, a, v in inputs if v is not None and not self.is_const(s))
+        masked = tuple((s, a, v) for s, a, v in inputs if v is not None and not self.is_weight(s))
         self.builder.contractions.append(
             RawContraction(self.index, scale, tuple(v for v in axes if v is not None), masked)
         )

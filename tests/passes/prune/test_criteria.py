@@ -207,6 +207,30 @@ def test_taylor_sees_what_does_not_reach_the_outputs(context):
     assert found[groups[4]] < 1e-6 * found[groups].max()
 
 
+def test_taylor_of_outputs_that_some_channels_do_not_reach(context):
+    """One output depends on both layers, one on the first alone, one on neither."""
+    weights = ", ".join([tensor("w", 6, 3), tensor("v", 4, 6), tensor("u", 4, 6)])
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N,3,8,8] x) => (float[N,4] y, float[N,4] z, float[N,3] t) <{weights}> {{
+            p = GlobalAveragePool(x) t = Flatten(p) h = Gemm<transB=1>(t, w) y = Gemm<transB=1>(h, v)
+            k = Gemm<transB=1>(t, w) z = Gemm<transB=1>(k, u) }}"""
+    model = Model.from_text(text)
+    found, labels = scores("taylor", model, context, 16)
+    for name, out, weight in (("h", "y", "v"), ("k", "z", "u")):
+        hidden = value(model, name, images(16))
+        derivatives = np.einsum("ic,nc->nic", constant(model, weight), hidden)
+        expected = fisher(value(model, out, images(16)), derivatives)
+        np.testing.assert_allclose(found[labels.tensors[name][1]], expected, rtol=0.1)
+
+
+def test_taylor_of_what_no_output_depends_on(context):
+    model = linear()
+    with model.edit() as graph:
+        graph.outputs = [next(n for n in graph.nodes if n.op == "Flatten").outputs[0]]
+    found, _ = scores("taylor", model, context, 16)
+    assert (found == 0).all()
+
+
 def test_taylor_takes_whole_batches_where_they_are_fixed(context):
     model = linear(batch="8")
     found, labels = scores("taylor", model, context, 20)  # two batches, and a rest that does not fill one

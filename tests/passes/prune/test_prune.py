@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from graphopt import Model, PassError, UsageError
+from graphopt import Model, PassError, UsageError, load
 from graphopt.analysis.labels import NodeScope, registry, rule
 from graphopt.ir import Snapshot, verify
 from graphopt.passes.prune import Prune
@@ -197,3 +197,34 @@ def test_channels_that_break_the_proof_hold_back_theirs(context, monkeypatch):
     result = Prune(macs=0.6, min_keep=0.1).run(model, context(model))
     (entry,) = (s for s in result.skipped if "not exact" in s.reason)
     assert entry.macs_held_back == 27 * 32 * 36 + 9 * 32 * 32 * 16
+
+
+def test_a_file_that_nothing_changed_since_it_was_read(context, tmp_path):
+    """Tensors inside of it are wanted, where running the file itself gives its outputs."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(network().to_bytes())
+    model = load(path)
+    assert model.unchanged_file == path
+    result = Prune(macs=0.7).run(model, context(model, 64))
+    assert result.metrics["refitted"] > 0
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_synthetic_images_are_said_to_be_that(context, synthetic):
+    said: list[str] = []
+    model = network()
+    ctx = context(model)
+    ctx.calibration.synthetic = synthetic
+    ctx.progress.warn = said.append
+    result = Prune(macs=0.7).run(model, ctx)
+    assert result.metrics["synthetic_calibration"] is synthetic
+    assert any("synthetic" in text for text in said) is synthetic
+
+
+def test_weights_alone_need_no_images_and_speak_of_none(context):
+    said: list[str] = []
+    model = network()
+    ctx = context(model)
+    ctx.progress.warn = said.append
+    result = Prune(macs=0.7, importance="l2", recover=False).run(model, ctx)
+    assert "synthetic_calibration" not in result.metrics and not said

@@ -10,7 +10,7 @@ import pytest
 from graphopt import Context, Model
 from graphopt.analysis.labels import propagate
 from graphopt.passes.prune import Prune
-from graphopt.passes.prune.recover import recover
+from graphopt.passes.prune.recover import _changed, recover
 from graphopt.passes.prune.ridge import Moments, Rows, fit
 from graphopt.passes.prune.running import Network, load_images
 from graphopt.passes.prune.sampling import sampler_of
@@ -237,3 +237,24 @@ def test_memory_does_not_grow_with_the_images(context, monkeypatch):
     monkeypatch.setattr("graphopt.passes.prune.running._LOADED", 100_000)
     assert load_images(model, ctx, 512).count <= 192
     assert len(taken) <= 6
+
+
+def test_layers_behind_a_shuffle_are_found_after_it_became_a_gather(context):
+    """Removal drops two nodes there: numbers of nodes are no longer those of the labels."""
+    weights = ", ".join([tensor("w", 8, 3, 1, 1), tensor("d", 8, 1, 3, 3), tensor("v", 4, 8, 1, 1), tensor("f", 4, 4)])
+    ints = "int64[5] five = {0, 2, 4, 8, 8}, int64[4] four = {0, 8, 8, 8}"
+    body = "a = Conv(x, w) r = Reshape(a, five) t = Transpose<perm=[0,2,1,3,4]>(r) u = Reshape(t, four) "
+    body += "e = Conv<group=8, pads=[1,1,1,1]>(u, d) z = Conv(e, v) q = GlobalAveragePool(z) s = Flatten(q) "
+    model = Model.from_text(f"{HEADER} <{weights}, {ints}> {{ {body} y = Gemm<transB=1>(s, f) }}")
+    labels = propagate(model)
+    family = next(f for f in labels.families if f.groups.size == 8)
+    keep = labels.everything()
+    keep[family.groups[:3]] = False
+    pruned = model.copy()
+    remove(pruned, labels, keep)
+    assert "Gather" in {n.op for n in pruned.graph.nodes} and len(pruned.graph.nodes) < len(model.graph.nodes)
+    ops = [pruned.graph.nodes[i].op for i in _changed(pruned, labels, keep)]
+    assert ops == ["Conv", "GlobalAveragePool", "Flatten", "Gemm"]  # the sum over what is left, and what follows it
+    ctx = context(model, 128)
+    found = recover(model, pruned, labels, keep, load_images(model, ctx), ctx)
+    assert found.refitted >= 1 and found.error_after < found.error_before
