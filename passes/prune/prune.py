@@ -211,6 +211,7 @@ def _metrics(
     if result is not None and result.recovery is not None:
         found |= {
             "refitted": result.recovery.refitted,
+            "refitted_pairs": result.recovery.pairs,
             "refit_images": result.recovery.images,
             "refit_error_before": round(result.recovery.error_before, 6),
             "refit_error_after": round(result.recovery.error_after, 6),

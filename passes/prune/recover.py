@@ -13,21 +13,18 @@ from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from graphopt.analysis.labels import Labels
 from graphopt.ir import Model
 from graphopt.ir.view import node_view
-from graphopt.passes.prune.quantized import cuts_negative, is_quantized
-from graphopt.passes.prune.residual import residual
+from graphopt.passes.prune.consumers import Consumer, consumers, rng_of
+from graphopt.passes.prune.pairs import pair_of, refit_pair
+from graphopt.passes.prune.quantized import is_quantized
 from graphopt.passes.prune.ridge import Rows, fit
 from graphopt.passes.prune.running import BATCH, Images, Network, fitting
-from graphopt.passes.prune.sampling import Sampler, obstacle, sampler_of
+from graphopt.passes.prune.sampling import obstacle
 from graphopt.pipeline import Context
 
-_ROWS = 12288  # sampled positions per layer over all images, at most
-_LEAST_ROWS = 16  # for each input of an output, however many groups there are
-_ROW_BYTES = 192 << 20  # of the inputs at these positions: a depthwise layer reads each of them in every group
 _STORED = 256 << 20  # bytes of original outputs held at a time
 
 
@@ -42,24 +39,8 @@ class Recovery:
     images: int
     error_before: float
     error_after: float
+    pairs: int = 0
     left: tuple[tuple[int, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class _Consumer:
-    """A layer to refit: node number, how its rows are sampled, and the tensors that make up its target.
-
-    ``rows``: at most, over all images; ``per_image``: of one of them.
-    """
-
-    index: int
-    sampler: Sampler
-    rows: int
-    per_image: int
-    target: str
-    skip: str | None
-    kept: np.ndarray | None
-    rectified: bool
 
 
 def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, images: Images, ctx: Context) -> Recovery:
@@ -68,21 +49,27 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, im
     A refit that does not lower the error on images that it was not fitted to is dropped.
     """
     changed = _changed(pruned, labels, keep)
-    consumers = _consumers(pruned, labels, keep, changed, images.count)
+    found = consumers(pruned, labels, keep, changed, images.count)
     weighted = {labels.names[c.node] for c in labels.contractions if c.scale}
     nodes = pruned.graph.nodes
     left = tuple((i, why) for i in changed if nodes[i].name in weighted and (why := obstacle(nodes[i])))
-    if not consumers or not images.count:
-        return Recovery(0, images.count, 0.0, 0.0, left)
+    if not found or not images.count:
+        return Recovery(0, images.count, 0.0, 0.0, 0, left)
     before, after = Network(original, images, ctx.threads), Network(pruned, images, ctx.threads)
     errors: list[tuple[float, float]] = []
+    pairs = 0
+    numbers = {t.name: i for i, node in enumerate(pruned.graph.nodes) for t in node.outputs}
     with pruned.edit():
-        rows = _targets(before, consumers, ctx)
-        for consumer in ctx.progress.track(consumers, "refitting weights", len(consumers)):
-            errors.append(_refit(after, consumer, next(rows), ctx))
+        rows = _targets(before, found, ctx)
+        for consumer in ctx.progress.track(found, "refitting weights", len(found)):
+            targets = next(rows)
+            errors.append(_refit(after, consumer, targets, ctx))
+            pair = pair_of(pruned, consumer.index, numbers)
+            found_together = refit_pair(after, pair, consumer, targets, ctx) if pair is not None else None
+            pairs += found_together is not None and found_together[1] < found_together[0]
     mean = np.mean(errors, axis=0)
     refitted = sum(b != a for b, a in errors)
-    return Recovery(refitted, images.count, float(mean[0]), float(mean[1]), left)
+    return Recovery(refitted, images.count, float(mean[0]), float(mean[1]), pairs, left)
 
 
 def _changed(pruned: Model, labels: Labels, keep: np.ndarray) -> list[int]:
@@ -96,38 +83,7 @@ def _changed(pruned: Model, labels: Labels, keep: np.ndarray) -> list[int]:
     return sorted(nx.descendants(reached, "changed")) if hit else []
 
 
-def _consumers(pruned: Model, labels: Labels, keep: np.ndarray, changed: list[int], images: int) -> list[_Consumer]:
-    """Layers among the changed nodes that can be refitted, on so many images."""
-    nodes = pruned.graph.nodes
-    made_by = {t.name: i for i, node in enumerate(nodes) for t in node.outputs}
-    found = []
-    for index in changed:
-        sampler = sampler_of(nodes[index])
-        if sampler is None:
-            continue
-        out = nodes[index].outputs[0]
-        target, skip = residual(pruned, out, index, made_by)
-        axes = labels.tensors.get(target, [])
-        at = sampler.channel_axis if sampler.channel_axis >= 0 else len(axes) - 1
-        groups = axes[at] if axes else None
-        kept = None if groups is None or keep[groups].all() else keep[groups]
-        rows = _row_count(sampler.read(nodes[index])[0].shape)
-        rectified = _rectified(nodes[made_by[target]].outputs[0])
-        found.append(_Consumer(index, sampler, rows, max(1, rows // max(1, images)), target, skip, kept, rectified))
-    return found
-
-
-def _row_count(shape: tuple[int, ...]) -> int:
-    groups, inputs, _ = shape
-    return min(_ROWS, max(_LEAST_ROWS * inputs, _ROW_BYTES // (4 * groups * inputs)))
-
-
-def _rectified(tensor: gs.Tensor) -> bool:
-    """Whether nothing but ReLUs reads a tensor, or what else takes all that is negative alike."""
-    return bool(tensor.outputs) and all(cuts_negative(n) for n in tensor.outputs)
-
-
-def _targets(network: Network, consumers: list[_Consumer], ctx: Context) -> Iterator[list[np.ndarray]]:
+def _targets(network: Network, consumers: list[Consumer], ctx: Context) -> Iterator[list[np.ndarray]]:
     """Original outputs of each layer at its sampled positions, by batch: [rows, kept channels].
 
     The original runs once for as many layers as fit in memory together.
@@ -136,29 +92,24 @@ def _targets(network: Network, consumers: list[_Consumer], ctx: Context) -> Iter
         rows: list[list[np.ndarray]] = [[] for _ in chunk]
         for number, values in enumerate(network.tensors([c.target for c in chunk])):
             for consumer, into in zip(chunk, rows, strict=True):
-                rng = _rng(ctx, consumer, number)
+                rng = rng_of(ctx, consumer, number)
                 y = consumer.sampler.outputs(values[consumer.target], rng, consumer.per_image)
                 into.append(y if consumer.kept is None else y[:, consumer.kept])
         yield from rows
 
 
-def _chunks(network: Network, consumers: list[_Consumer]) -> Iterator[list[_Consumer]]:
+def _chunks(network: Network, consumers: list[Consumer]) -> Iterator[list[Consumer]]:
     """Runs of layers whose sampled original outputs fit in memory together, and their whole outputs of a batch."""
     tensors = network.model.graph.tensors()
 
-    def size(consumer: _Consumer) -> int:
+    def size(consumer: Consumer) -> int:
         shape = [d if isinstance(d, int) else 1 for d in tensors[consumer.target].shape or [1]]
         return 4 * shape[consumer.sampler.channel_axis] * consumer.rows + 4 * BATCH * int(np.prod(shape[1:]))
 
     return fitting(consumers, size, _STORED)
 
 
-def _rng(ctx: Context, consumer: _Consumer, number: int) -> np.random.Generator:
-    """Positions are drawn anew for every batch, and alike for the original and the pruned network."""
-    return ctx.rng(f"prune.recover.{consumer.index}.{number}")
-
-
-def _refit(network: Network, consumer: _Consumer, targets: list[np.ndarray], ctx: Context) -> tuple[float, float]:
+def _refit(network: Network, consumer: Consumer, targets: list[np.ndarray], ctx: Context) -> tuple[float, float]:
     """Refit one layer; its relative error on unseen images before and after."""
     node, sampler = network.model.graph.nodes[consumer.index], consumer.sampler
     weight, bias = sampler.read(node)
@@ -167,10 +118,10 @@ def _refit(network: Network, consumer: _Consumer, targets: list[np.ndarray], ctx
     halves = [_Table(weight.shape, most, consumer.rectified) for _ in range(2)]  # of even batches, and of odd ones
     names = [name, *([consumer.skip] if consumer.skip else [])]
     for number, values in enumerate(network.tensors(names, keep=True)):
-        x = sampler.inputs(node, values[name], _rng(ctx, consumer, number), per_image)
+        x = sampler.inputs(node, values[name], rng_of(ctx, consumer, number), per_image)
         y, skip = targets[number], None
         if consumer.skip:
-            skip = sampler.outputs(values[consumer.skip], _rng(ctx, consumer, number), per_image)
+            skip = sampler.outputs(values[consumer.skip], rng_of(ctx, consumer, number), per_image)
         halves[number % 2].add(x, y, skip)
     one, two = (half.rows() for half in halves)
     before, after, solution = fit(one, two, weight, bias, intercept=sampler.can_bias(node))

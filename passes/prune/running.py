@@ -98,6 +98,10 @@ class Network:
             yield values
         self._remember(collected)
 
+    def forget(self, name: str) -> None:
+        """Let a tensor that was given be computed anew: weights upstream of it change."""
+        self._cache.pop(name, None)
+
     def _runner(self, missing: list[str], known: dict[str, list[np.ndarray]]):  # type: ignore[no-untyped-def]
         if not missing:
             return None

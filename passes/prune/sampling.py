@@ -90,32 +90,53 @@ class ConvSampler(Sampler):
     channel_axis = 1
 
     @staticmethod
-    def _places(n: int, height: int, width: int, rng: np.random.Generator, per_image: int) -> np.ndarray:
-        count = min(per_image, height * width)
-        return rng.permutation(height * width)[:count]
+    def places(size: tuple[int, int], rng: np.random.Generator, per_image: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of some places of an output of such a size, alike for all images of a batch."""
+        height, width = size
+        chosen = rng.permutation(height * width)[:per_image]
+        return chosen // width, chosen % width
 
     def inputs(self, node: gs.Node, x: np.ndarray, rng: np.random.Generator, per_image: int) -> np.ndarray:
+        patches = self.patches(node, x, *self.places(self.sides(node, (x.shape[2], x.shape[3])), rng, per_image))
+        groups = int(node.attrs.get("group", 1))
+        n, at, inputs = patches.shape
+        return patches.reshape(n * at, groups, inputs // groups)
+
+    @staticmethod
+    def sides(node: gs.Node, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the output for an input of such a size."""
         kernel = shape_of(node.inputs[1])[2:]
         strides, dilations = node.attrs.get("strides", [1, 1]), node.attrs.get("dilations", [1, 1])
+        pads = node.attrs.get("pads", [0, 0, 0, 0])
+        height, width = (
+            (size[k] + pads[k] + pads[k + 2] - dilations[k] * (kernel[k] - 1) - 1) // strides[k] + 1 for k in range(2)
+        )
+        return height, width
+
+    @staticmethod
+    def taps(node: gs.Node, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns [places, taps] of the input, padding included, that outputs at some places read."""
+        kernel = shape_of(node.inputs[1])[2:]
+        strides, dilations = node.attrs.get("strides", [1, 1]), node.attrs.get("dilations", [1, 1])
+        down, right = (np.arange(kernel[k]) * dilations[k] for k in range(2))
+        return (
+            (row[:, None, None] * strides[0] + down[:, None] + 0 * right).reshape(len(row), -1),
+            (column[:, None, None] * strides[1] + 0 * down[:, None] + right).reshape(len(row), -1),
+        )
+
+    @classmethod
+    def patches(cls, node: gs.Node, x: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """What outputs at some places read, [images, places, channels * taps]."""
         top, left, bottom, right = node.attrs.get("pads", [0, 0, 0, 0])
         padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
-        sides = [(padded.shape[2 + k] - dilations[k] * (kernel[k] - 1) - 1) // strides[k] + 1 for k in range(2)]
-        places = self._places(len(x), sides[0], sides[1], rng, per_image)
-        row, column = places // sides[1] * strides[0], places % sides[1] * strides[1]
-        taps = [
-            padded[:, :, row + i * dilations[0], column + j * dilations[1]]
-            for i in range(kernel[0])
-            for j in range(kernel[1])
-        ]
-        patches = np.stack(taps, axis=2)  # [n, channels, taps, places]
-        groups = int(node.attrs.get("group", 1))
-        n, channels, count, at = patches.shape
-        return patches.transpose(0, 3, 1, 2).reshape(n * at, groups, channels // groups * count)
+        down, across = cls.taps(node, row, column)
+        found = padded.transpose(0, 2, 3, 1)[:, down, across]  # [images, places, taps, channels]
+        return found.transpose(0, 1, 3, 2).reshape(len(x), len(row), -1)
 
     def outputs(self, y: np.ndarray, rng: np.random.Generator, per_image: int) -> np.ndarray:
-        n, channels, height, width = y.shape
-        places = self._places(n, height, width, rng, per_image)
-        return y.reshape(n, channels, -1)[:, :, places].transpose(0, 2, 1).reshape(-1, channels)
+        _, channels, height, width = y.shape
+        row, column = self.places((height, width), rng, per_image)
+        return y[:, :, row, column].transpose(0, 2, 1).reshape(-1, channels)
 
     def read(self, node: gs.Node) -> tuple[np.ndarray, np.ndarray]:
         weight = values_of(node.inputs[1])
