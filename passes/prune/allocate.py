@@ -105,25 +105,34 @@ def _improve(model: CostModel, curves: Sequence[Curve], level: np.ndarray, targe
         result: np.ndarray = np.maximum(far / whole * 1e6, 0.0).round()
         return result
 
+    count = len(curves)
+    sizes = np.array([c.kept.size for c in curves])
+    kept, lost = (np.zeros((count, int(sizes.max())), dtype) for dtype in (np.int64, np.float64))
+    for f, curve in enumerate(curves):
+        kept[f, : curve.kept.size], lost[f, : curve.kept.size] = curve.kept, curve.lost
+    family = np.arange(count)
+    # The other family of a move, and how many steps it goes; the last entry stands for none.
+    others = np.append(np.repeat(family, _REACH), 0)
+    steps = np.append(np.tile(np.arange(1, _REACH + 1), count), 0)
     here = (float(excess(model(_counts(curves, level)[None]))[0]), -_LEAST)
-    for _ in range(min(_EXCHANGES, max(8, 4 * _EXCHANGES**2 // max(1, len(curves)) ** 2))):
+    for _ in range(min(_EXCHANGES, max(8, 4 * _EXCHANGES**2 // max(1, count) ** 2))):
         best, change = here, np.zeros_like(level)
-        for f, by in itertools.product(range(len(curves)), (1, -1)):
-            if not 0 <= level[f] + by < curves[f].kept.size:
+        now, have = kept[family, level], lost[family, level]
+        for f, by in itertools.product(range(count), (1, -1)):
+            if not 0 <= level[f] + by < sizes[f]:
                 continue
-            moves = [np.where(np.arange(len(curves)) == f, by, 0)]
-            for g, steps in itertools.product(range(len(curves)), range(1, _REACH + 1)):
-                if g != f and 0 <= level[g] - by * steps < curves[g].kept.size:
-                    move = moves[0].copy()
-                    move[g] = -by * steps
-                    moves.append(move)
-            trial = level + np.array(moves)
-            counts = np.stack([c.kept[trial[:, k]] for k, c in enumerate(curves)], axis=1)
-            lost = sum(c.lost[trial[:, k]] - c.lost[level[k]] for k, c in enumerate(curves))
+            to = level[others] - by * steps
+            at = np.flatnonzero((to >= 0) & (to < sizes[others]) & ((others != f) | (steps == 0)))
+            other, to = others[at], to[at]
+            counts = np.repeat(now[None], at.size, axis=0)
+            counts[np.arange(at.size), other] = kept[other, to]
+            counts[:, f] = kept[f, level[f] + by]
+            adds = lost[other, to] - have[other] + lost[f, level[f] + by] - have[f]
             far = excess(model(counts))
-            j = int(np.lexsort((lost, far))[0])
-            if (float(far[j]), float(lost[j])) < best:
-                best, change = (float(far[j]), float(lost[j])), moves[j]
+            j = int(np.lexsort((adds, far))[0])
+            if (float(far[j]), float(adds[j])) < best:
+                best, change = (float(far[j]), float(adds[j])), np.where(family == f, by, 0)
+                change[other[j]] -= by * steps[at[j]]
         if not change.any():
             return
         level += change
