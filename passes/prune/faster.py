@@ -24,11 +24,11 @@ from graphopt.runtime.latency import measure
 from graphopt.runtime.layer_latency import kernel_microseconds
 from graphopt.runtime.session import ModelSource, open_session, runnable, session_io
 
-_TRIES = 5
+_TRIES, _AIMS = 6, 10  # what is built and measured, and what is planned
 _CLOSE = 0.01  # to the target: measuring is no better than that
 _FAR = 0.05
 _SECONDS = 1.5  # of timing for each of two models, as often as it takes until their ratio is known well enough
-_MOST, _PRECISE = 4, 0.005
+_MOST, _PRECISE = 12, 0.005
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,24 @@ class LatencyGoal(Goal):
             return Result.unchanged(task, {"latency_realised": start, **clock.metrics()})
         costs = _Costs(task, clock)
         points = [(1.0, start)]
-        tried: list[tuple[float, Plan, Verdict]] = []
-        for _ in range(_TRIES):
-            plan, verdict = planner.plan(costs, _aim(points, self.fraction))
-            if plan.keep.all() or any(plan.kept == p.kept for _, p, _ in tried):
+        tried: dict[tuple[int, ...], tuple[float, Plan, Verdict]] = {}
+        for _ in range(_AIMS):
+            aim = _aim(points, self.fraction)
+            plan, verdict = planner.plan(costs, aim)
+            if plan.keep.all() or len(tried) == _TRIES:
                 break
+            if plan.kept in tried:  # counts are coarse: what was aimed at stands for what came out
+                points.append((aim, tried[plan.kept][0]))
+                continue
             real = clock.fraction(task.build(plan, refit=False)[0])
             ctx.progress.log(f"prune: {plan.fraction * start:.3f} of the latency planned, {real:.3f} measured")
             points.append((plan.fraction, real))
-            tried.append((real, plan, verdict))
+            tried[plan.kept] = (real, plan, verdict)
             if abs(real - self.fraction) <= _CLOSE:
                 break
         if not tried:
             return Result.unchanged(task, {}, met=False)
-        real, plan, verdict = min(tried, key=lambda t: abs(t[0] - self.fraction))
+        real, plan, verdict = min(tried.values(), key=lambda t: abs(t[0] - self.fraction))
         if real > self.fraction + _FAR:
             ctx.progress.warn(
                 f"prune: {real:.0%} of the latency remains where {self.fraction:.0%} was asked for; what else there is "
@@ -81,14 +85,21 @@ class LatencyGoal(Goal):
 def _aim(points: Sequence[tuple[float, float]], target: float) -> float:
     """What to plan for so that ``target`` is measured, from (planned, measured) fractions; the first is (1, start).
 
-    Linear between the two neighbours, or beyond the last one, on its line through the first.
+    Linear between the least that was planned for too much and the most for too little; if all was too much, on the line
+    from the first through the last.
     """
+    start = points[0]
     if len(points) == 1:
-        return target / points[0][1]
-    found = sorted(points, key=lambda p: p[1])
-    above = next((k for k, (_, real) in enumerate(found) if real >= target), len(found) - 1)
-    (x0, y0), (x1, y1) = (found[above - 1], found[above]) if above else (found[0], max(points))
-    aim = x0 if y1 <= y0 else x0 + (target - y0) * (x1 - x0) / (y1 - y0)
+        return target / start[1]
+    x1, y1 = min(p for p in points if p[1] >= target)
+    too_little = [p for p in points if p[1] < target]
+    if too_little:
+        x0, y0 = max(too_little)
+        aim = x0 + (target - y0) * (x1 - x0) / (y1 - y0)
+    elif y1 < start[1]:
+        aim = x1 - (y1 - target) * (start[0] - x1) / (start[1] - y1)
+    else:
+        aim = x1 * target / y1
     return float(np.clip(aim, 0.02, 1.0))
 
 

@@ -173,3 +173,19 @@ def test_what_cannot_be_reached_is_said(clockwork):
     narrow = network(width=8)
     with pytest.raises(PassError, match="nothing could be pruned"):
         Prune(latency=0.5).run(narrow, clockwork(narrow))
+
+
+@pytest.mark.parametrize(
+    ("points", "aim"),
+    [
+        ([(1.0, 1.0)], 0.6),
+        ([(1.0, 0.8)], 0.75),
+        ([(1.0, 1.0), (0.6, 0.5)], 0.68),
+        ([(1.0, 1.0), (0.6, 0.7)], 0.4667),  # further on the same line
+        ([(1.0, 1.0), (0.6, 0.5), (0.7, 0.7)], 0.65),
+        ([(1.0, 1.0), (0.6, 0.5), (0.7, 0.62), (0.67, 0.63)], 0.6538),  # what takes longer was planned for less
+        ([(1.0, 1.0), (0.6, 1.0)], 0.36),  # nothing gained yet
+    ],
+)
+def test_the_next_aim(points, aim):
+    assert faster._aim(points, 0.6) == pytest.approx(aim, abs=1e-3)
