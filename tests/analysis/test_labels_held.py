@@ -12,7 +12,7 @@ import pytest
 import graphopt
 from graphopt import Model
 from graphopt.analysis.cost import cost
-from graphopt.analysis.labels import Labels, held_back, propagate, registry, why_not
+from graphopt.analysis.labels import Labels, held_back, propagate, why_not
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
