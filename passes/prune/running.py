@@ -57,12 +57,17 @@ def fitting(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterato
 
 
 def load_images(model: Model, ctx: Context, limit: int = IMAGES) -> Images:
-    """At most ``limit`` images, and no more than fit in memory; whole batches where the model fixes their size."""
+    """At most ``limit`` images, and no more than fit in memory; whole batches where the model fixes their size.
+
+    In an order of their own: in many sources those of a class are next to each other, and parts of the images must
+    be like the whole.
+    """
     port = model.inputs[0]
     fixed = port.shape[0] if port.shape and isinstance(port.shape[0], int) else None
     batches: list[np.ndarray] = []
     held = 0
-    for batch in ctx.calibration.batches(fixed or BATCH, limit=limit):
+    mixed = ctx.calibration.part(ctx.rng("prune.images").permutation(len(ctx.calibration)))
+    for batch in mixed.batches(fixed or BATCH, limit=limit):
         if fixed and len(batch) != fixed:
             break
         batches.append(np.asarray(batch, dtype=port.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -28,6 +28,9 @@ class FakeBatches:
 
     def __len__(self) -> int:
         return self.count
+
+    def part(self, positions: np.ndarray) -> FakeBatches:
+        return replace(self, count=len(positions))
 
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[np.ndarray]:
         total = self.count if limit is None else min(limit, self.count)
