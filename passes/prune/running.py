@@ -66,8 +66,9 @@ def load_images(model: Model, ctx: Context, limit: int = IMAGES) -> Images:
     fixed = port.shape[0] if port.shape and isinstance(port.shape[0], int) else None
     batches: list[np.ndarray] = []
     held = 0
-    mixed = ctx.calibration.part(ctx.rng("prune.images").permutation(len(ctx.calibration)))
-    for batch in mixed.batches(fixed or BATCH, limit=limit):
+    count = len(ctx.calibration)
+    drawn = ctx.rng("prune.images").choice(count, min(count, limit), replace=False)
+    for batch in ctx.calibration.part(drawn).batches(fixed or BATCH):
         if fixed and len(batch) != fixed:
             break
         batches.append(np.asarray(batch, dtype=port.dtype))

@@ -226,8 +226,12 @@ def test_memory_does_not_grow_with_the_images(context, monkeypatch):
         def __len__(self) -> int:
             return 10**9
 
+        def part(self, positions: np.ndarray) -> Endless:
+            assert positions.size == 512
+            return self
+
         def batches(self, batch_size: int, limit: int | None = None) -> Iterator[np.ndarray]:
-            for start in range(0, 10**9 if limit is None else limit, batch_size):
+            for start in range(0, 10**9, batch_size):
                 taken.append(start)
                 yield np.zeros((batch_size, 3, 8, 8), np.float32)
 
@@ -258,3 +262,35 @@ def test_layers_behind_a_shuffle_are_found_after_it_became_a_gather(context):
     ctx = context(model, 128)
     found = recover(model, pruned, labels, keep, load_images(model, ctx), ctx)
     assert found.refitted >= 1 and found.error_after < found.error_before
+
+
+def test_images_are_mixed(context):
+    """Sources hold the images of a class next to each other; halves and firsts must have some of all."""
+    model = network()
+    ctx: Context = context(model, 128)
+    classes = np.repeat(np.arange(8), 16)
+
+    class Sorted:
+        synthetic = False
+
+        def __init__(self, which: np.ndarray) -> None:
+            self.which = which
+
+        def __len__(self) -> int:
+            return len(self.which)
+
+        def part(self, positions: np.ndarray) -> Sorted:
+            return Sorted(self.which[positions])
+
+        def batches(self, batch_size: int, limit: int | None = None) -> Iterator[np.ndarray]:
+            for start in range(0, len(self), batch_size):
+                values = self.which[start : start + batch_size, None, None, None]
+                yield np.broadcast_to(values, (len(values), 3, 8, 8)).astype(np.float32)
+
+    ctx.calibration = Sorted(classes)  # type: ignore[assignment]
+    one, two = load_images(model, ctx).halves()
+    found = [np.concatenate(half.batches)[:, 0, 0, 0] for half in (one, two)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(found)), classes)
+    assert all(np.unique(half).size == 8 for half in found)
+    again = np.concatenate(load_images(model, ctx).batches)[:, 0, 0, 0]
+    np.testing.assert_array_equal(again, np.concatenate(found))
