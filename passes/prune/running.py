@@ -14,7 +14,8 @@ from graphopt.runtime.session import open_session, run_feeds, runnable
 
 T = TypeVar("T")
 
-BATCH = 32
+BATCH = 32  # images at most
+_BATCH_BYTES = 8 << 20  # fewer images, where they are large: their intermediate tensors are many times that
 IMAGES = 1024  # that refitting and statistics take at most
 _LOADED = 320 << 20  # bytes of images held
 _CACHED = 320 << 20  # bytes of intermediate tensors held
@@ -68,7 +69,10 @@ def load_images(model: Model, ctx: Context, limit: int = IMAGES) -> Images:
     held = 0
     count = len(ctx.calibration)
     drawn = ctx.rng("prune.images").choice(count, min(count, limit), replace=False)
-    for batch in ctx.calibration.part(drawn).batches(fixed or BATCH):
+    mixed = ctx.calibration.part(drawn)
+    first = next(iter(mixed.batches(1, limit=1)), np.zeros(1))
+    size = fixed or int(np.clip(_BATCH_BYTES // max(1, first.nbytes), 4, BATCH))
+    for batch in mixed.batches(size):
         if fixed and len(batch) != fixed:
             break
         batches.append(np.asarray(batch, dtype=port.dtype))
