@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -33,6 +34,15 @@ class Stack:
     inside: np.ndarray
     y: np.ndarray
     floor: np.ndarray | None
+
+    @cached_property
+    def energy(self) -> np.ndarray:
+        """Second moments [inputs + 1] of x and a constant."""
+        x = self.x.reshape(-1, self.x.shape[2])
+        total = x.sum(axis=0, dtype=np.float64)
+        found = np.empty((x.shape[1] + 1,) * 2)
+        found[:-1, :-1], found[-1, :-1], found[:-1, -1], found[-1, -1] = x.T @ x, total, total, len(x)
+        return found / len(x)
 
     @staticmethod
     def join(parts: Sequence[Stack]) -> Stack:
@@ -134,7 +144,7 @@ def _directions(stack: Stack, weights: Weights, now: _Pass) -> Iterator[np.ndarr
         g = g.reshape(-1, channels)
         return np.concatenate([x.T @ g, g.sum(axis=0, dtype=np.float64)[None]]).astype(np.float64)
 
-    energy = _energy(x)
+    energy = stack.energy
     left = cho_factor(energy + _SMOOTH * np.trace(energy) / len(energy) * np.eye(len(energy)), check_finite=False)
     curvature = _curvature(now.open.reshape(-1, taps, channels), weights)
     right = cho_factor(curvature, check_finite=False)
@@ -160,14 +170,6 @@ def _directions(stack: Stack, weights: Weights, now: _Pass) -> Iterator[np.ndarr
         if not after > 1e-6 * product:
             return
         direction, product = towards + after / product * direction, after
-
-
-def _energy(x: np.ndarray) -> np.ndarray:
-    """Second moments [inputs + 1] of the rows of x and a constant."""
-    total = x.sum(axis=0, dtype=np.float64)
-    found = np.empty((x.shape[1] + 1,) * 2)
-    found[:-1, :-1], found[-1, :-1], found[:-1, -1], found[-1, -1] = x.T @ x, total, total, len(x)
-    return found / len(x)
 
 
 def _curvature(gate: np.ndarray, weights: Weights) -> np.ndarray:
