@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from threadpoolctl import threadpool_limits
+
 from graphopt.analysis.cost import Cost, CostAnalysis
 from graphopt.analysis.labels import ChannelLabels, Family, Labels, held_back, why_not
 from graphopt.errors import PassError, UsageError
@@ -87,6 +89,12 @@ class Prune(Pass):
         return self.max_drop is not None
 
     def run(self, model: Model, ctx: Context) -> PassResult:
+        # Small matrices: threads of linear algebra that wait for each other take longer than one. And their number,
+        # which may change the last digit of a sum, must not depend on the machine.
+        with threadpool_limits(ctx.threads, user_api="blas"):
+            return self._run(model, ctx)
+
+    def _run(self, model: Model, ctx: Context) -> PassResult:
         cost = ctx.analysis(CostAnalysis(), model)
         goal, ctx = self._goal(ctx, cost)
         labels = ctx.analysis(ChannelLabels(self.norms, self.heads), model)
