@@ -15,7 +15,7 @@ from graphopt.passes.prune.running import Network
 from graphopt.passes.prune.sampling import ConvSampler, sampler_of
 from graphopt.pipeline import Context
 
-_ROWS = 8192  # at most: each is read at all taps
+_ROWS = 12288  # at most: each is read at all taps
 _HELD = 6  # every so many batches are held out
 _WORK = 6e9  # multiply-accumulates of one step of conjugate gradients, at most
 
