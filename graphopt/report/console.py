@@ -135,15 +135,20 @@ def _print_records(out: Console, records: list[dict[str, Any]]) -> None:
                 else f"outputs not compared: {check['reason']}"
             )
             out.print(f"    {escape(said)}")
-        reasons = _by_reason(entry["skipped"])
-        for (op, reason), count, macs in reasons[:_REASONS]:
-            out.print(f"    left alone: {count} {op}: {escape(reason)}{_held(macs)}")
-        if len(reasons) > _REASONS:
-            out.print(f"    ... and {len(reasons) - _REASONS} more reasons, in the report")
+        _print_reasons(out, entry["skipped"], "left alone", "more reasons, in the report")
     if idle:
         out.print(f"nothing to do: {', '.join(idle)}")
     if records:
         out.print()
+
+
+def _print_reasons(out: Console, entries: list[dict[str, Any]], what: str, more: str) -> None:
+    reasons = _by_reason(entries)
+    for (op, reason), count, macs in reasons[:_REASONS]:
+        held = "" if macs is None else f" (holds back {number(macs)} multiply-accumulates)"
+        out.print(f"    {what}: {count} {op}: {escape(reason)}{held}")
+    if len(reasons) > _REASONS:
+        out.print(f"    ... and {len(reasons) - _REASONS} {more}")
 
 
 def _by_reason(entries: list[dict[str, Any]]) -> list[tuple[tuple[str, str], int, int | None]]:
@@ -157,10 +162,6 @@ def _by_reason(entries: list[dict[str, Any]]) -> list[tuple[tuple[str, str], int
             most[key] = max(most.get(key, 0), entry["macs_held_back"])
     found = [(key, times, most.get(key)) for key, times in count.most_common()]
     return sorted(found, key=lambda item: -(item[2] or 0))
-
-
-def _held(macs: int | None) -> str:
-    return "" if macs is None else f" (holds back {number(macs)} multiply-accumulates)"
 
 
 def _fact(value: Any) -> str:
@@ -323,8 +324,4 @@ def _print_channels(out: Console, channels: dict[str, Any], most: int) -> None:
     if channels["locked"]:
         held, all_ = number(channels["macs_held_back"]), number(channels["macs"])
         out.print(f"{held} of {all_} multiply-accumulates involve channels that must stay:")
-    reasons = _by_reason(channels["locked"])
-    for (op, reason), count, macs in reasons[:_REASONS]:
-        out.print(f"    cannot be pruned: {count} {op}: {escape(reason)}{_held(macs)}")
-    if len(reasons) > _REASONS:
-        out.print(f"    ... and {len(reasons) - _REASONS} more reasons (--format json)")
+    _print_reasons(out, channels["locked"], "cannot be pruned", "more reasons (--format json)")

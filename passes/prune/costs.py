@@ -35,16 +35,30 @@ class Term:
     axes: tuple[np.ndarray, ...]
 
 
+class Extents:
+    """Sizes of labelled axes as functions of what families keep."""
+
+    def __init__(self, labels: Labels, families: tuple[Family, ...]) -> None:
+        self.member = np.full(labels.count, -1)
+        for f, family in enumerate(families):
+            self.member[family.groups] = f
+        self.sizes = np.array([f.groups.size for f in families], dtype=np.int64)
+
+    def of(self, groups: np.ndarray) -> tuple[np.ndarray, int]:
+        """How often each family's groups occur on an axis [families], and how many entries stay whatever goes."""
+        member = self.member[groups]
+        counts = np.bincount(member[member >= 0], minlength=self.sizes.size)
+        # Every group of a family occurs equally often on an axis: that is what makes it a family.
+        return counts // np.maximum(self.sizes, 1), int((member < 0).sum())
+
+
 class Products:
     """A constant plus a sum of terms, exactly."""
 
     stepwise = False
 
     def __init__(self, labels: Labels, families: tuple[Family, ...], terms: Sequence[Term], rest: float = 0.0) -> None:
-        member = np.full(labels.count, -1)
-        for f, family in enumerate(families):
-            member[family.groups] = f
-        sizes = np.array([f.groups.size for f in families], dtype=np.int64)
+        extents = Extents(labels, families)
         rows: list[np.ndarray] = []
         fixed: list[int] = []
         width = max([len(t.axes) for t in terms], default=0)
@@ -52,11 +66,9 @@ class Products:
         for term in terms:
             at = []
             for groups in term.axes:
-                of = member[groups]
-                counts = np.bincount(of[of >= 0], minlength=len(families))
-                # Every group of a family occurs equally often on an axis: that is what makes it a family.
-                rows.append(counts // np.maximum(sizes, 1))
-                fixed.append(int((of < 0).sum()))
+                times, stay = extents.of(groups)
+                rows.append(times)
+                fixed.append(stay)
                 at.append(len(rows) - 1)
             index.append(at + [-1] * (width - len(at)))
         rows.append(np.zeros(len(families), dtype=np.int64))
@@ -66,7 +78,7 @@ class Products:
         self.index = np.array(index, dtype=np.int64).reshape(len(terms), width)
         self.scale = np.array([t.scale for t in terms], dtype=np.float64)
         self.rest = rest
-        self.total = float(self(sizes[None])[0])
+        self.total = float(self(extents.sizes[None])[0])
 
     def __call__(self, kept: np.ndarray) -> np.ndarray:
         sizes = self.fixed + kept @ self.per_family.T

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from graphopt.analysis.labels import Family, Labels
 from graphopt.ir import Model
 from graphopt.ir.view import is_standard
+from graphopt.passes.prune.costs import Extents
 from graphopt.passes.prune.surgery import rewritten
 from graphopt.runtime.layer_latency import Layer, Operand, Step
 
@@ -40,7 +41,7 @@ def stretches(model: Model, labels: Labels, families: tuple[Family, ...]) -> lis
     (Reshape, Slice, ...) moves data at most, and is left out.
     """
     found = []
-    extents = _Extents(labels, families)
+    extents = Extents(labels, families)
     number = {id(node): index for index, node in enumerate(model.graph.nodes)}
     fused: set[int] = set()
     for index, node in enumerate(model.graph.nodes):
@@ -58,23 +59,6 @@ def stretches(model: Model, labels: Labels, families: tuple[Family, ...]) -> lis
     return found
 
 
-class _Extents:
-    """Sizes of labelled axes by what families keep."""
-
-    def __init__(self, labels: Labels, families: tuple[Family, ...]) -> None:
-        self.member = np.full(labels.count, -1)
-        for f, family in enumerate(families):
-            self.member[family.groups] = f
-        self.sizes = np.array([f.groups.size for f in families], dtype=np.int64)
-
-    def of(self, groups: np.ndarray) -> tuple[tuple[int, ...], Sizes]:
-        """The families that occur on an axis, and its size by what they keep."""
-        member = self.member[groups]
-        times = np.bincount(member[member >= 0], minlength=self.sizes.size) // np.maximum(self.sizes, 1)
-        fixed = int((member < 0).sum())
-        return tuple(int(f) for f in np.flatnonzero(times)), lambda kept: fixed + int(times @ kept)
-
-
 @dataclass(frozen=True)
 class _Step:
     """One node, and how its operands follow what families keep: by operand and axis."""
@@ -87,7 +71,7 @@ class _Step:
     per_group: tuple[int, int] | None
 
     @classmethod
-    def of(cls, model: Model, labels: Labels, extents: _Extents, index: int) -> _Step | None:
+    def of(cls, model: Model, labels: Labels, extents: Extents, index: int) -> _Step | None:
         """None for a node that cannot be described."""
         node = model.graph.nodes[index]
         operands = [_operand(t) for t in node.inputs]
@@ -105,10 +89,10 @@ class _Step:
         ]
         axes += [(s.slot, s.axis, groups) for s, groups in labels.by_node.get(index, [])]
         for slot, axis, groups in axes:
-            mine, size = extents.of(groups)
-            if mine:
-                sizes[slot, axis] = size
-                families.update(mine)
+            times, stay = extents.of(groups)
+            if times.any():
+                sizes[slot, axis] = _size(times, stay)
+                families.update(int(f) for f in np.flatnonzero(times))
         if any(operands[slot] is not None and operands[slot].values is not None for slot, _ in sizes):  # type: ignore[union-attr]
             return None  # its values are numbers of channels or the like
         per_group = None
@@ -137,6 +121,10 @@ class _Step:
             into, out = self.per_group
             attributes["group"] = weight[0] // (out if self.node.op == "Conv" else into)
         return Step(self.node.op, attributes, tuple(operands), len(self.node.outputs))
+
+
+def _size(times: np.ndarray, stay: int) -> Sizes:
+    return lambda kept: stay + int(times @ kept)
 
 
 def _operand(tensor: gs.Tensor) -> Operand | None:

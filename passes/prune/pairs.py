@@ -8,14 +8,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
-from graphopt.passes.prune.consumers import ROW_BYTES, Consumer, rng_of
+from graphopt.passes.prune.consumers import ROW_BYTES, ROWS, Consumer, rng_of
 from graphopt.passes.prune.joint import Stack, Weights, improve
 from graphopt.passes.prune.quantized import is_quantized, shape_of
 from graphopt.passes.prune.running import Network
 from graphopt.passes.prune.sampling import ConvSampler, sampler_of
 from graphopt.pipeline import Context
 
-_ROWS = 12288  # at most: each is read at all taps
 _HELD = 6  # every so many batches are held out
 _WORK = 6e9  # multiply-accumulates of one step of conjugate gradients, at most
 
@@ -89,7 +88,7 @@ def refit_pair(
 def _row_count(first: list[int], second: list[int]) -> int:
     """How many rows memory and time allow for weights of these shapes."""
     taps, inputs = int(np.prod(second[2:])), int(np.prod(first[1:]))
-    return int(min(_ROWS, ROW_BYTES // (4 * taps * inputs), _WORK // (2 * taps * inputs * first[0])))
+    return int(min(ROWS, ROW_BYTES // (4 * taps * inputs), _WORK // (2 * taps * inputs * first[0])))
 
 
 def _weights(sampler: ConvSampler, first: gs.Node, second: gs.Node) -> Weights:

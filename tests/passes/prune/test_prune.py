@@ -102,14 +102,19 @@ def test_locked_nodes_are_reported_once(context):
     assert len(set(result.skipped)) == len(result.skipped)
 
 
-def test_a_wrong_rule_is_caught_and_its_channels_are_left_alone(context, monkeypatch):
-    """Softmax over channels does not pass labels through; the proof finds out which family was wrong."""
+@pytest.fixture
+def wrong_rule(monkeypatch):
+    """Softmax over channels does not pass labels through, but its rule says so."""
     monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
 
     @rule("Softmax")
     def wrong(scope: NodeScope) -> None:
         scope.out(scope.axes(0))
 
+
+@pytest.mark.usefixtures("wrong_rule")
+def test_a_wrong_rule_is_caught_and_its_channels_are_left_alone(context):
+    """The proof finds out which family was wrong."""
     model = network("b = Softmax<axis=1>(a)")
     result = Prune(macs=0.6, min_keep=0.1).run(model, context(model))
     assert result.changed and result.metrics["proof_max_rel_error"] < 1e-4
@@ -186,13 +191,8 @@ def test_channels_below_the_multiple_hold_back_theirs(context):
     assert not result.changed and result.metrics["macs_held_back"] == result.metrics["macs_before"]
 
 
-def test_channels_that_break_the_proof_hold_back_theirs(context, monkeypatch):
-    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
-
-    @rule("Softmax")
-    def wrong(scope: NodeScope) -> None:
-        scope.out(scope.axes(0))
-
+@pytest.mark.usefixtures("wrong_rule")
+def test_channels_that_break_the_proof_hold_back_theirs(context):
     model = network("b = Softmax<axis=1>(a)")
     result = Prune(macs=0.6, min_keep=0.1).run(model, context(model))
     (entry,) = (s for s in result.skipped if "not exact" in s.reason)
