@@ -14,7 +14,9 @@ from graphopt.passes.prune.residual import residual
 from graphopt.passes.prune.sampling import Sampler, sampler_of
 from graphopt.pipeline import Context
 
-ROWS = 12288  # sampled positions per layer over all images, at most
+_ROWS = 49152  # sampled positions per layer over all images, at most
+_ALL_ROWS = 1 << 20  # of all layers together, which bounds the time: deep networks take fewer a layer
+_FEWEST_ROWS = 8192  # but no fewer than these
 _LEAST_ROWS = 16  # for each input of an output, however many groups there are
 ROW_BYTES = 192 << 20  # of the inputs at these positions: a depthwise layer reads each of them in every group
 
@@ -40,26 +42,25 @@ def consumers(pruned: Model, labels: Labels, keep: np.ndarray, changed: list[int
     """Layers among the changed nodes that can be refitted, on so many images."""
     nodes = pruned.graph.nodes
     made_by = {t.name: i for i, node in enumerate(nodes) for t in node.outputs}
+    samplers = {i: s for i in changed if (s := sampler_of(nodes[i])) is not None}
+    most = int(np.clip(_ALL_ROWS // max(1, len(samplers)), _FEWEST_ROWS, _ROWS))
     found = []
-    for index in changed:
-        sampler = sampler_of(nodes[index])
-        if sampler is None:
-            continue
+    for index, sampler in samplers.items():
         out = nodes[index].outputs[0]
         target, skip = residual(pruned, out, index, made_by)
         axes = labels.tensors.get(target, [])
         at = sampler.channel_axis if sampler.channel_axis >= 0 else len(axes) - 1
         groups = axes[at] if axes else None
         kept = None if groups is None or keep[groups].all() else keep[groups]
-        rows = _row_count(sampler.read(nodes[index])[0].shape)
+        rows = _row_count(sampler.read(nodes[index])[0].shape, most)
         rectified = _rectified(nodes[made_by[target]].outputs[0])
         found.append(Consumer(index, sampler, rows, max(1, rows // max(1, images)), target, skip, kept, rectified))
     return found
 
 
-def _row_count(shape: tuple[int, ...]) -> int:
+def _row_count(shape: tuple[int, ...], most: int) -> int:
     groups, inputs, _ = shape
-    return min(ROWS, max(_LEAST_ROWS * inputs, ROW_BYTES // (4 * groups * inputs)))
+    return min(most, max(_LEAST_ROWS * inputs, ROW_BYTES // (4 * groups * inputs)))
 
 
 def _rectified(tensor: gs.Tensor) -> bool:

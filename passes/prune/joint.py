@@ -27,29 +27,33 @@ Bounds = tuple[float, float]  # of the activation between the two; infinite wher
 
 @dataclass(frozen=True)
 class Stack:
-    """What the first convolution reads wherever the second reads it, x [rows, taps, inputs], whether that place is
-    inside the image [rows, taps] rather than padding, and what the second should compute: see ``Rows``."""
+    """What the first convolution reads at some places, x [places, inputs], whether a place is inside the image
+    [places] rather than padding, which places each row of the second reads, index [rows, taps], and what the second
+    should compute: see ``Rows``. A place may serve several rows, but each tap of one only; padding serves any.
+    """
 
     x: np.ndarray
     inside: np.ndarray
+    index: np.ndarray
     y: np.ndarray
     floor: np.ndarray | None
 
     @cached_property
     def energy(self) -> np.ndarray:
         """Second moments [inputs + 1] of x and a constant."""
-        x = self.x.reshape(-1, self.x.shape[2])
-        total = x.sum(axis=0, dtype=np.float64)
-        found = np.empty((x.shape[1] + 1,) * 2)
-        found[:-1, :-1], found[-1, :-1], found[:-1, -1], found[-1, -1] = x.T @ x, total, total, len(x)
-        return found / len(x)
+        total = self.x.sum(axis=0, dtype=np.float64)
+        found = np.empty((self.x.shape[1] + 1,) * 2)
+        found[:-1, :-1], found[-1, :-1], found[:-1, -1], found[-1, -1] = self.x.T @ self.x, total, total, len(self.x)
+        return found / len(self.x)
 
     @staticmethod
     def join(parts: Sequence[Stack]) -> Stack:
         floors = [p.floor for p in parts if p.floor is not None]
+        starts = np.cumsum([0] + [len(p.x) for p in parts])
         return Stack(
             np.concatenate([p.x for p in parts]),
             np.concatenate([p.inside for p in parts]),
+            np.concatenate([p.index + start for p, start in zip(parts, starts, strict=False)]),
             np.concatenate([p.y for p in parts]),
             np.concatenate(floors) if floors else None,
         )
@@ -67,8 +71,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class _Pass:
-    """The pair on a stack: values between the two [rows, taps * channels], where they follow their input, and the
-    error that is left [rows, outputs]."""
+    """The pair on a stack: values between the two as the second reads them [rows, taps * channels], where they follow
+    their input [places, channels], and the error that is left [rows, outputs]."""
 
     hidden: np.ndarray
     open: np.ndarray
@@ -77,17 +81,16 @@ class _Pass:
 
 
 def _run(stack: Stack, bounds: Bounds, weights: Weights) -> _Pass:
-    rows, _, inputs = stack.x.shape
-    z = stack.x.reshape(-1, inputs) @ weights.first.astype(np.float32) + weights.bias.astype(np.float32)
-    gate = (z > bounds[0]) & (z < bounds[1]) & stack.inside.reshape(-1, 1)
+    z = stack.x @ weights.first.astype(np.float32) + weights.bias.astype(np.float32)
+    gate = (z > bounds[0]) & (z < bounds[1]) & stack.inside[:, None]
     hidden = np.clip(z, *bounds, out=z)
-    hidden *= stack.inside.reshape(-1, 1)
-    hidden = hidden.reshape(rows, -1)
-    plain = _rows(stack, hidden)
+    hidden *= stack.inside[:, None]
+    read = hidden[stack.index].reshape(len(stack.y), -1)
+    plain = _rows(stack, read)
     second, rest = weights.second[None], weights.rest[None]
     target = stack.y if stack.floor is None else plain.apparent(second, rest)[0]
     left = target - plain.output(second, rest)[0]
-    return _Pass(hidden, gate.reshape(rows, -1), left, plain.error(second, rest))
+    return _Pass(read, gate, left, plain.error(second, rest))
 
 
 def _rows(stack: Stack, hidden: np.ndarray) -> Rows:
@@ -130,23 +133,24 @@ def _first(stack: Stack, bounds: Bounds, weights: Weights) -> Iterator[Weights]:
 def _directions(stack: Stack, weights: Weights, now: _Pass) -> Iterator[np.ndarray]:
     """Changes [inputs + 1, channels] of the first weight and bias that, to first order, undo ever more of what is
     left."""
-    rows, taps, inputs = stack.x.shape
-    x = stack.x.reshape(-1, inputs)
-    channels = weights.bias.size
-    second = weights.second.astype(np.float32)
+    x, inputs, channels = stack.x, stack.x.shape[1], weights.bias.size
+    second = weights.second.astype(np.float32).reshape(stack.index.shape[1], channels, -1)
 
     def forward(delta: np.ndarray) -> np.ndarray:
         z = x @ delta[:-1].astype(np.float32) + delta[-1].astype(np.float32)
-        return (z.reshape(rows, -1) * now.open) @ second
+        z *= now.open
+        return sum((z[at] @ tap for at, tap in zip(stack.index.T, second, strict=True)), np.zeros_like(now.left))
 
     def backward(error: np.ndarray) -> np.ndarray:
-        g = (error @ second.T) * now.open
-        g = g.reshape(-1, channels)
+        g = np.zeros((len(x), channels), np.float32)
+        for at, tap in zip(stack.index.T, second, strict=True):
+            g[at] += error @ tap.T
+        g *= now.open
         return np.concatenate([x.T @ g, g.sum(axis=0, dtype=np.float64)[None]]).astype(np.float64)
 
     energy = stack.energy
     left = cho_factor(energy + _SMOOTH * np.trace(energy) / len(energy) * np.eye(len(energy)), check_finite=False)
-    curvature = _curvature(now.open.reshape(-1, taps, channels), weights)
+    curvature = _curvature(now.open, len(stack.y), weights)
     right = cho_factor(curvature, check_finite=False)
     damping = _RIDGE * float(np.trace(energy) / len(energy) * np.trace(curvature) / channels)
 
@@ -172,11 +176,11 @@ def _directions(stack: Stack, weights: Weights, now: _Pass) -> Iterator[np.ndarr
         direction, product = towards + after / product * direction, after
 
 
-def _curvature(gate: np.ndarray, weights: Weights) -> np.ndarray:
+def _curvature(gate: np.ndarray, rows: int, weights: Weights) -> np.ndarray:
     """What the error's curvature is between channels, over taps: the other Kronecker factor."""
-    rows, taps, channels = gate.shape
-    second = weights.second.reshape(taps, channels, -1)
-    together = np.einsum("rtm,rtk->mk", gate[::8].astype(np.float32), gate[::8].astype(np.float32))
-    product = np.einsum("tmo,tko->mk", second, second) / taps * together / max(1, len(gate[::8])) * rows
+    channels = gate.shape[1]
+    second = weights.second.reshape(-1, channels, weights.rest.size)
+    some = gate[::8].astype(np.float32)
+    product = np.einsum("tmo,tko->mk", second, second) * (some.T @ some) / max(1, len(some)) * rows
     result: np.ndarray = product + (_RIDGE * np.trace(product) / channels + 1e-12) * np.eye(channels)
     return result

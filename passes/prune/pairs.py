@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
-from graphopt.passes.prune.consumers import ROW_BYTES, ROWS, Consumer, rng_of
+from graphopt.passes.prune.consumers import ROW_BYTES, Consumer, rng_of
 from graphopt.passes.prune.joint import Stack, Weights, improve
 from graphopt.passes.prune.quantized import is_quantized, shape_of
 from graphopt.passes.prune.running import Network
@@ -66,9 +66,10 @@ def refit_pair(
     ``targets``: what the second should give, by batch, as for refitting it alone. None where the images are too few to
     hold any out, or the layers so wide that not even a position of each image could be afforded.
     """
-    model, sampler = network.model, ConvSampler()
+    model, sampler = network.model, consumer.sampler
+    assert isinstance(sampler, ConvSampler)  # or there is no pair
     first, second = model.graph.nodes[pair.first], model.graph.nodes[pair.second]
-    rows = _row_count(shape_of(first.inputs[1]), shape_of(second.inputs[1]))
+    rows = min(consumer.rows, _row_count(shape_of(first.inputs[1]), sampler.read_by_row(second)))
     if len(targets) < _HELD or rows < network.images.count:
         return None
     network.forget(second.inputs[0].name)
@@ -85,10 +86,10 @@ def refit_pair(
     return before, after
 
 
-def _row_count(first: list[int], second: list[int]) -> int:
-    """How many rows memory and time allow for weights of these shapes."""
-    taps, inputs = int(np.prod(second[2:])), int(np.prod(first[1:]))
-    return int(min(ROWS, ROW_BYTES // (4 * taps * inputs), _WORK // (2 * taps * inputs * first[0])))
+def _row_count(first: list[int], places: float) -> int:
+    """How many rows memory and time allow for a first weight of this shape, that is read at so many places a row."""
+    inputs = int(np.prod(first[1:]))
+    return int(min(ROW_BYTES / (4 * places * inputs), _WORK / (2 * places * inputs * first[0])))
 
 
 def _weights(sampler: ConvSampler, first: gs.Node, second: gs.Node) -> Weights:
@@ -134,14 +135,15 @@ def _stack(
 ) -> Stack:
     """Rows of one batch: the first ``per_image`` positions of those that ``y`` and ``skip`` were taken at."""
     size = ConvSampler.sides(first, (x.shape[2], x.shape[3]))
-    row, column = ConvSampler.places(ConvSampler.sides(second, size), rng, consumer.per_image)
+    row, column = consumer.sampler.places(ConvSampler.sides(second, size), rng, consumer.per_image)
     every = len(row)
     row, column = row[:per_image], column[:per_image]
     top, left = second.attrs.get("pads", [0, 0, 0, 0])[:2]
     down, across = (a - b for a, b in zip(ConvSampler.taps(second, row, column), (top, left), strict=True))
     inside = (down >= 0) & (down < size[0]) & (across >= 0) & (across < size[1])
-    at = [np.clip(a, 0, most - 1).ravel() for a, most in zip((down, across), size, strict=True)]
-    patches = ConvSampler.patches(first, x, *at)
+    places, index = np.unique(np.where(inside, down * size[1] + across, -1), return_inverse=True)
+    patches = ConvSampler.patches(first, x, *np.divmod(places.clip(0), size[1]))
+    starts = np.arange(len(x))[:, None, None] * len(places)
 
     def rows(values: np.ndarray) -> np.ndarray:
         chosen = values.reshape(len(x), every, -1)[:, : len(row)]
@@ -154,8 +156,9 @@ def _stack(
         want -= rest
         floor = -rest if consumer.rectified else None
     return Stack(
-        patches.reshape(len(want), inside.shape[1], -1),
-        np.tile(inside, (len(x), 1)).reshape(len(want), -1),
+        patches.reshape(len(x) * len(places), -1),
+        np.tile(places >= 0, len(x)),
+        (index.reshape(inside.shape) + starts).reshape(len(want), -1),
         want,
         floor,
     )

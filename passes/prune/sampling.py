@@ -12,6 +12,7 @@ from graphopt.ir.view import is_standard
 from graphopt.passes.prune.quantized import dequantizer, is_quantized, replace, representable, shape_of, values_of
 
 _WIDEST = 3072  # inputs of one output: the moments take their square
+_TILE = 2
 _TOO_WIDE = f"more than {_WIDEST} inputs enter one of its outputs"
 
 
@@ -72,7 +73,8 @@ def _sampler(node: gs.Node) -> Sampler | str:
     if node.op == "Conv":
         if len(shape) != 4 or node.attrs.get("auto_pad", "NOTSET") != "NOTSET":
             return "it does not work on height and width with explicit pads"
-        return ConvSampler() if int(np.prod(shape[1:])) <= _WIDEST else _TOO_WIDE
+        shared = int(np.prod(shape[2:])) > 1 and int(node.attrs.get("group", 1)) == 1
+        return ConvSampler(_TILE if shared else 1) if int(np.prod(shape[1:])) <= _WIDEST else _TOO_WIDE
     if node.op == "Gemm":
         if node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("beta", 1.0) != 1.0 or node.attrs.get("transA", 0):
             return "it scales or transposes what it multiplies"
@@ -85,16 +87,33 @@ def _sampler(node: gs.Node) -> Sampler | str:
 
 
 class ConvSampler(Sampler):
-    """Two-dimensional convolutions of any grouping: rows are patches."""
+    """Two-dimensional convolutions of any grouping: rows are patches.
+
+    ``tile``: places are drawn as squares of this side, where there are enough: neighbours read much of the same.
+    """
 
     channel_axis = 1
 
-    @staticmethod
-    def places(size: tuple[int, int], rng: np.random.Generator, per_image: int) -> tuple[np.ndarray, np.ndarray]:
+    def __init__(self, tile: int = 1) -> None:
+        self.tile = tile
+
+    def places(self, size: tuple[int, int], rng: np.random.Generator, per_image: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of some places of an output of such a size, alike for all images of a batch."""
-        height, width = size
-        chosen = rng.permutation(height * width)[:per_image]
-        return chosen // width, chosen % width
+        tile = self.tile if per_image >= self.tile**2 else 1
+        top, left = rng.integers(tile, size=2)
+        row, column = (a.ravel() for a in np.indices(size))
+        across = (size[1] + 2 * tile - 2) // tile
+        number = (row + top) // tile * across + (column + left) // tile
+        order = rng.permutation(number.max() + 1)
+        chosen = np.argsort(order[number], kind="stable")[:per_image]
+        return row[chosen], column[chosen]
+
+    def read_by_row(self, node: gs.Node) -> float:
+        """How many places of the input a row reads, those that the rows of a tile share counted once."""
+        kernel = shape_of(node.inputs[1])[2:]
+        strides, dilations = node.attrs.get("strides", [1, 1]), node.attrs.get("dilations", [1, 1])
+        sides = [(self.tile - 1) * s + (k - 1) * d + 1 for k, s, d in zip(kernel, strides, dilations, strict=True)]
+        return float(np.prod(sides)) / self.tile**2
 
     def inputs(self, node: gs.Node, x: np.ndarray, rng: np.random.Generator, per_image: int) -> np.ndarray:
         patches = self.patches(node, x, *self.places(self.sides(node, (x.shape[2], x.shape[3])), rng, per_image))

@@ -41,11 +41,11 @@ def batches(count: int = 6) -> Images:
 
 def stack(rng: np.random.Generator, rows: int, weights: Weights, bounds, noise: float = 0.0) -> Stack:
     """Rows of which the second is given by some weights."""
-    x = rng.standard_normal((rows, 2, weights.first.shape[0])).astype(np.float32)
-    inside = np.ones((rows, 2), dtype=bool)
-    empty = Stack(x, inside, np.zeros((rows, weights.rest.size), np.float32), None)
+    x = rng.standard_normal((2 * rows, weights.first.shape[0])).astype(np.float32)
+    inside, index = np.ones(2 * rows, dtype=bool), np.arange(2 * rows).reshape(rows, 2)
+    empty = Stack(x, inside, index, np.zeros((rows, weights.rest.size), np.float32), None)
     y = -joint._run(empty, bounds, weights).left
-    return Stack(x, inside, (y + noise * rng.standard_normal(y.shape)).astype(np.float32), None)
+    return Stack(x, inside, index, (y + noise * rng.standard_normal(y.shape)).astype(np.float32), None)
 
 
 def weights(rng: np.random.Generator, inputs: int = 5, channels: int = 4, outputs: int = 3) -> Weights:
@@ -141,7 +141,9 @@ def test_without_an_activation_a_step_is_the_least_squares_solution(monkeypatch)
     *_, last = joint._directions(rows, start, joint._run(rows, FREE, start))
     found = start.first + last[:-1]
     second = truth.second.reshape(2, 4, 3)
-    design = np.einsum("rti,tmo->roim", np.concatenate([rows.x, np.ones((300, 2, 1))], axis=2), second).reshape(-1, 24)
+    design = np.einsum(
+        "rti,tmo->roim", np.concatenate([rows.x.reshape(300, 2, -1), np.ones((300, 2, 1))], axis=2), second
+    ).reshape(-1, 24)
     best = np.linalg.lstsq(design, (rows.y - truth.rest).reshape(-1), rcond=None)[0].reshape(6, 4)
     np.testing.assert_allclose(found, best[:-1], atol=1e-3)
 
