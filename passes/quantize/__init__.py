@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.analysis.layers.running import IMAGES, load_images
 from graphopt.errors import ModelError, PassError, UsageError
 from graphopt.ir import Model
+from graphopt.ir.upgrade import upgrade
+from graphopt.passes.quantize import pack
 from graphopt.passes.quantize.calibrate import calibrate
 from graphopt.passes.quantize.fusion import check_fusion
 from graphopt.passes.quantize.lowering import lower
 from graphopt.passes.quantize.operators import has_weights
 from graphopt.passes.quantize.placement import decide
+from graphopt.passes.quantize.ranges import Limits
+from graphopt.passes.quantize.reconstruct import reconstruct
 from graphopt.passes.quantize.rewrite import Rewriter
+from graphopt.passes.quantize.weights_only import hold
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
-from graphopt.pipeline.patterns import unmatched
+from graphopt.pipeline.patterns import matching, unmatched
+from graphopt.runtime.session import PROVIDER
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
 
@@ -52,7 +60,20 @@ class Quantize(Pass):
         choices=("faster", "smaller"),
     )
     per_channel: bool = option(True, "One weight scale an output channel instead of one a tensor")
-    bias_correction: bool = option(True, "Take the mean error of rounded weights out of the biases")
+    weights: str = option("int8", "Type of the weights; int4 is for size", choices=("int8", "int4"))
+    activations: str = option(
+        "int8", "Type of what is computed between layers; float leaves it as it is", choices=("int8", "float")
+    )
+    rounding: str = option(
+        "auto",
+        "How weights become integers: the nearest, or those that give a layer's outputs back best (auto: for int4)",
+        choices=("auto", "nearest", "reconstruct"),
+    )
+    bias_correction: str = option(
+        "auto",
+        "Whether biases take up the mean error of rounded weights (fast), or in sequence that of all layers (full)",
+        choices=("auto", "none", "fast", "full"),
+    )
     keep_float: tuple[str, ...] = option((), "Nodes to leave in float, by name or pattern such as */head/*")
     images: int | None = option(None, "Calibration images to use at most (default: all)", min=1)
 
@@ -61,28 +82,67 @@ class Quantize(Pass):
         _check_patterns(self.keep_float, model)
         if not any(_has_float_weights(n) for n in model.graph.nodes):
             raise _nothing(model)
+        if self.weights == "int4" and model.opset < pack.OPSET:
+            upgrade(model, pack.OPSET)
         lowered = lower(model, self.keep_float)
+        original = model.copy()
+        metrics: dict[str, Any] = {"lowered": lowered} if lowered else {}
+        int4 = self._four_bits(model)
+        if self.activations == "float":
+            return self._weights_only(model, original, int4, metrics, ctx)
         plan = decide(model, ctx.target, self.keep_float, all_weights=self.place == "smaller")
         if not any(has_weights(n) for i, n in enumerate(model.graph.nodes) if i in plan.int8):
             ctx.progress.warn("quantize: nothing was quantized; the report says why for each operator")
             return PassResult(bool(lowered), {"int8_operators": {}, "lowered": lowered}, plan.skipped)
         percentile = self.percentile if self.calibration == "percentile" else 100.0
         found = calibrate(model, ctx, plan, percentile, self.images)
-        means = found.means if self.bias_correction else {}
-        rewriter = Rewriter(model, ctx.target, plan, found.params, means, self.per_channel)
+        means = {} if self.bias_correction == "none" else found.means
+        rewriter = Rewriter(model, ctx.target, plan, found.params, means, self.per_channel, int4)
+        rest = [n for n in self._candidates(model) if n.name in int4]
         rewriter.apply()
-        metrics: dict[str, Any] = {
+        limits = {**rewriter.limits, **hold(model, [n for n in rest if has_weights(n)], int4, self.per_channel)}
+        metrics |= {
             "int8_operators": {op: len(names) for op, names in sorted(rewriter.planned.items())},
             "calibration_images": min(len(ctx.calibration), self.images or len(ctx.calibration)),
             "calibrated_tensors": len(found.params),
             "synthetic_calibration": bool(ctx.calibration.synthetic),
         }
-        if lowered:
-            metrics["lowered"] = lowered
         if rewriter.widened:
             metrics["channels_widened_for_bias"] = rewriter.widened
+        refitted = self._refit(original, model, limits, metrics, ctx)
+        if int4:
+            metrics["int4_weights"] = pack.pack(model, int4, ctx.target.provider == PROVIDER)
         unfused = _verify(model, ctx, rewriter.planned, metrics)
-        return PassResult(True, metrics, plan.skipped + unfused)
+        return PassResult(True, metrics, plan.skipped + refitted + unfused)
+
+    def _candidates(self, model: Model) -> list[gs.Node]:
+        return [n for n in model.graph.nodes if _has_float_weights(n) and matching(n.name, self.keep_float) is None]
+
+    def _four_bits(self, model: Model) -> frozenset[str]:
+        return pack.four_bit_layers(self._candidates(model)) if self.weights == "int4" else frozenset()
+
+    def _weights_only(
+        self, model: Model, original: Model, int4: frozenset[str], metrics: dict[str, Any], ctx: Context
+    ) -> PassResult:
+        limits = hold(model, self._candidates(model), int4, self.per_channel)
+        metrics["weights_only"] = len(limits)
+        skipped = self._refit(original, model, limits, metrics, ctx)
+        if int4:
+            metrics["int4_weights"] = pack.pack(model, int4, False)
+        return PassResult(bool(limits), metrics, skipped)
+
+    def _refit(
+        self, original: Model, model: Model, limits: Mapping[str, Limits], metrics: dict[str, Any], ctx: Context
+    ) -> list[Skipped]:
+        """Reconstruction and full bias correction, where asked for."""
+        weights = self.rounding == "reconstruct" or (self.rounding == "auto" and self.weights == "int4")
+        biases = self.bias_correction == "full" or (self.bias_correction == "auto" and weights)
+        if not weights and not biases:
+            return []
+        images = load_images(original, ctx, min(IMAGES, self.images or IMAGES), "quantize.images")
+        found = reconstruct(original, model, limits, images, ctx, weights=weights, biases=biases)
+        metrics["reconstruction" if weights else "bias_correction"] = found.metrics()
+        return found.skipped
 
 
 def _verify(model: Model, ctx: Context, planned: dict[str, list[str]], metrics: dict[str, Any]) -> list[Skipped]:
