@@ -17,6 +17,7 @@ from graphopt.ir import Model
 from graphopt.ir.upgrade import upgrade
 from graphopt.passes.quantize import pack
 from graphopt.passes.quantize.calibrate import calibrate
+from graphopt.passes.quantize.equalize import equalize
 from graphopt.passes.quantize.fusion import check_fusion
 from graphopt.passes.quantize.lowering import lower
 from graphopt.passes.quantize.operators import has_weights
@@ -74,6 +75,7 @@ class Quantize(Pass):
         "Whether biases take up the mean error of rounded weights (fast), or in sequence that of all layers (full)",
         choices=("auto", "none", "fast", "full"),
     )
+    equalize: bool = option(False, "Give channels between layers the same range first, where that is exact")
     keep_float: tuple[str, ...] = option((), "Nodes to leave in float, by name or pattern such as */head/*")
     images: int | None = option(None, "Calibration images to use at most (default: all)", min=1)
 
@@ -85,15 +87,22 @@ class Quantize(Pass):
         if self.weights == "int4" and model.opset < pack.OPSET:
             upgrade(model, pack.OPSET)
         lowered = lower(model, self.keep_float)
-        original = model.copy()
         metrics: dict[str, Any] = {"lowered": lowered} if lowered else {}
+        uneven: list[Skipped] = []
+        if self.equalize:
+            metrics["equalized_pairs"], uneven = equalize(model, self.keep_float)
+        original = model.copy()
         int4 = self._four_bits(model)
         if self.activations == "float":
-            return self._weights_only(model, original, int4, metrics, ctx)
+            return self._weights_only(model, original, int4, metrics, uneven, ctx)
         plan = decide(model, ctx.target, self.keep_float, all_weights=self.place == "smaller")
         if not any(has_weights(n) for i, n in enumerate(model.graph.nodes) if i in plan.int8):
             ctx.progress.warn("quantize: nothing was quantized; the report says why for each operator")
-            return PassResult(bool(lowered), {"int8_operators": {}, "lowered": lowered}, plan.skipped)
+            return PassResult(
+                bool(lowered) or bool(metrics.get("equalized_pairs")),
+                {"int8_operators": {}, "lowered": lowered},
+                plan.skipped,
+            )
         percentile = self.percentile if self.calibration == "percentile" else 100.0
         found = calibrate(model, ctx, plan, percentile, self.images)
         means = {} if self.bias_correction == "none" else found.means
@@ -113,7 +122,7 @@ class Quantize(Pass):
         if int4:
             metrics["int4_weights"] = pack.pack(model, int4, ctx.target.provider == PROVIDER)
         unfused = _verify(model, ctx, rewriter.planned, metrics)
-        return PassResult(True, metrics, plan.skipped + refitted + unfused)
+        return PassResult(True, metrics, plan.skipped + uneven + refitted + unfused)
 
     def _candidates(self, model: Model) -> list[gs.Node]:
         return [n for n in model.graph.nodes if _has_float_weights(n) and matching(n.name, self.keep_float) is None]
@@ -122,11 +131,17 @@ class Quantize(Pass):
         return pack.four_bit_layers(self._candidates(model)) if self.weights == "int4" else frozenset()
 
     def _weights_only(
-        self, model: Model, original: Model, int4: frozenset[str], metrics: dict[str, Any], ctx: Context
+        self,
+        model: Model,
+        original: Model,
+        int4: frozenset[str],
+        metrics: dict[str, Any],
+        skipped: list[Skipped],
+        ctx: Context,
     ) -> PassResult:
         limits = hold(model, self._candidates(model), int4, self.per_channel)
         metrics["weights_only"] = len(limits)
-        skipped = self._refit(original, model, limits, metrics, ctx)
+        skipped = skipped + self._refit(original, model, limits, metrics, ctx)
         if int4:
             metrics["int4_weights"] = pack.pack(model, int4, False)
         return PassResult(bool(limits), metrics, skipped)
