@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from threadpoolctl import threadpool_limits
 
 from graphopt.analysis.cost import Cost, CostAnalysis
+from graphopt.analysis.judge import Judge
 from graphopt.analysis.labels import ChannelLabels, Family, Labels, held_back, why_not
 from graphopt.analysis.layers.running import Images, load_images
 from graphopt.analysis.layers.suited import suited
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model
 from graphopt.passes.prune import criteria, rewrites, taylor  # noqa: F401  (registers criteria, and what surgery rewrites)
-from graphopt.passes.prune.bounded import DropGoal, Judge
+from graphopt.passes.prune.bounded import DropGoal
 from graphopt.passes.prune.costs import weight_bytes
 from graphopt.passes.prune.curves import Curve, by_reconstruction, by_scores
 from graphopt.passes.prune.faster import LatencyGoal
