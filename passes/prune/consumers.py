@@ -8,10 +8,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.analysis.labels import Labels
+from graphopt.analysis.layers.quantized import cuts_negative
+from graphopt.analysis.layers.residual import residual
+from graphopt.analysis.layers.sampling import Sampler, sampler_of
 from graphopt.ir import Model
-from graphopt.passes.prune.quantized import cuts_negative
-from graphopt.passes.prune.residual import residual
-from graphopt.passes.prune.sampling import Sampler, sampler_of
 from graphopt.pipeline import Context
 
 _ROWS = 49152  # sampled positions per layer over all images, at most

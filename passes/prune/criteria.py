@@ -6,8 +6,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.analysis.labels import Slot
+from graphopt.analysis.layers.running import BATCH, Network, fitting
 from graphopt.passes.prune.importance import Channels, criterion
-from graphopt.passes.prune.running import BATCH, Network, fitting
 from graphopt.passes.prune.weights import Weight, weights
 
 _HELD = 256 << 20  # bytes of intermediate tensors at a time

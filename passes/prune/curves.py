@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphopt.analysis.labels import Family, Labels
+from graphopt.analysis.layers.running import Images, Network
 from graphopt.ir import Model
 from graphopt.passes.prune.proof import masked
 from graphopt.passes.prune.reconstruction import Elimination, eliminate
-from graphopt.passes.prune.running import Images, Network
 from graphopt.passes.prune.statistics import Reader, readers
 from graphopt.pipeline import Context
 

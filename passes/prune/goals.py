@@ -8,13 +8,13 @@ from typing import Any
 
 from graphopt.analysis.cost import Cost
 from graphopt.analysis.labels import Family, Labels
+from graphopt.analysis.layers.running import Images
 from graphopt.ir import Model
 from graphopt.passes.prune.allocate import Plan
 from graphopt.passes.prune.costs import CostModel, bytes_model, macs_model, params_model
 from graphopt.passes.prune.planning import Costs, Planner, pinned
 from graphopt.passes.prune.proof import Verdict
 from graphopt.passes.prune.recover import Recovery, recover
-from graphopt.passes.prune.running import Images
 from graphopt.passes.prune.surgery import remove
 from graphopt.pipeline import Context
 

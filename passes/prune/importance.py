@@ -9,9 +9,9 @@ import numpy as np
 
 from graphopt import extension, spec
 from graphopt.analysis.labels import Family, Labels
+from graphopt.analysis.layers.running import Images
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model
-from graphopt.passes.prune.running import Images
 from graphopt.passes.prune.weights import Weight, makes, weights
 from graphopt.pipeline import Context
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.analysis.layers.quantized import is_quantized, shape_of
+from graphopt.analysis.layers.running import Network
+from graphopt.analysis.layers.sampling import ConvSampler, sampler_of
 from graphopt.ir import Model
 from graphopt.passes.prune.consumers import ROW_BYTES, Consumer, rng_of
 from graphopt.passes.prune.joint import Stack, Weights, improve
-from graphopt.passes.prune.quantized import is_quantized, shape_of
-from graphopt.passes.prune.running import Network
-from graphopt.passes.prune.sampling import ConvSampler, sampler_of
 from graphopt.pipeline import Context
 
 _HELD = 6  # every so many batches are held out

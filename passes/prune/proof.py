@@ -11,10 +11,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.analysis.labels import Labels
+from graphopt.analysis.layers.quantized import unrounded
 from graphopt.errors import GraphoptError
 from graphopt.ir import Model
 from graphopt.passes.prune.pieces import compare_pieces
-from graphopt.passes.prune.quantized import unrounded
 from graphopt.passes.prune.surgery import remove
 from graphopt.pipeline.context import Context
 from graphopt.runtime.equivalence import compare_outputs

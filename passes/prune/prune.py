@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from threadpoolctl import threadpool_limits
 
 from graphopt.analysis.cost import Cost, CostAnalysis
+from graphopt.analysis.judge import Judge
 from graphopt.analysis.labels import ChannelLabels, Family, Labels, held_back, why_not
+from graphopt.analysis.layers.running import Images, load_images
+from graphopt.analysis.layers.suited import suited
 from graphopt.errors import PassError, UsageError
 from graphopt.ir import Model
 from graphopt.passes.prune import criteria, rewrites, taylor  # noqa: F401  (registers criteria, and what surgery rewrites)
-from graphopt.passes.prune.bounded import DropGoal, Judge
+from graphopt.passes.prune.bounded import DropGoal
 from graphopt.passes.prune.costs import weight_bytes
 from graphopt.passes.prune.curves import Curve, by_reconstruction, by_scores
 from graphopt.passes.prune.faster import LatencyGoal
@@ -20,8 +23,6 @@ from graphopt.passes.prune.goals import CostGoal, Goal, RatioGoal, Result, Task
 from graphopt.passes.prune.importance import NAMES, RECONSTRUCTION, Channels, importance, needs_images
 from graphopt.passes.prune.planning import Planner, candidates, pinned
 from graphopt.passes.prune.proof import proof_feeds
-from graphopt.passes.prune.running import Images, load_images
-from graphopt.passes.prune.synthetic import suited
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 from graphopt.spec import Table, format_value
 

@@ -15,14 +15,14 @@ import networkx as nx
 import numpy as np
 
 from graphopt.analysis.labels import Labels
+from graphopt.analysis.layers.quantized import is_quantized
+from graphopt.analysis.layers.running import BATCH, Images, Network, fitting
+from graphopt.analysis.layers.sampling import obstacle
 from graphopt.ir import Model
 from graphopt.ir.view import node_view
 from graphopt.passes.prune.consumers import Consumer, consumers, rng_of
 from graphopt.passes.prune.pairs import pair_of, refit_pair
-from graphopt.passes.prune.quantized import is_quantized
 from graphopt.passes.prune.ridge import Rows, fit
-from graphopt.passes.prune.running import BATCH, Images, Network, fitting
-from graphopt.passes.prune.sampling import obstacle
 from graphopt.pipeline import Context
 
 _STORED = 256 << 20  # bytes of original outputs held at a time

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.analysis.labels import Family, Labels
+from graphopt.analysis.layers.moments import Moments
+from graphopt.analysis.layers.residual import residual
+from graphopt.analysis.layers.running import BATCH, Network, fitting
+from graphopt.analysis.layers.sampling import Sampler, sampler_of
 from graphopt.ir import Model
-from graphopt.passes.prune.residual import residual
-from graphopt.passes.prune.ridge import Moments
-from graphopt.passes.prune.running import BATCH, Network, fitting
-from graphopt.passes.prune.sampling import Sampler, sampler_of
 from graphopt.pipeline import Context
 
 _ROWS = 8192  # sampled positions of a layer over all images

@@ -22,11 +22,11 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.cost import CostAnalysis
 from graphopt.analysis.labels import Family, Labels
+from graphopt.analysis.layers.running import Images, Network
 from graphopt.ir import Model
 from graphopt.ir.view import node_view, reads
 from graphopt.passes.prune.curves import log_probabilities
 from graphopt.passes.prune.importance import Channels, criterion
-from graphopt.passes.prune.running import Images, Network
 from graphopt.runtime.session import open_session, run_feeds, runnable
 
 _WORK = 1.5e12  # multiply-accumulates, roughly

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.analysis.labels import Labels
+from graphopt.analysis.layers.quantized import dequantized
 from graphopt.ir import Model
-from graphopt.passes.prune.quantized import dequantized
 
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 

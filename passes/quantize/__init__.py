@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.analysis.cost import cost
+from graphopt.analysis.judge import Judge
 from graphopt.errors import ModelError, PassError, UsageError
 from graphopt.ir import Model
+from graphopt.ir.upgrade import upgrade
+from graphopt.passes.quantize.assemble import Assembler, Built, Recipe
+from graphopt.passes.quantize.bounded import Search
 from graphopt.passes.quantize.calibrate import calibrate
+from graphopt.passes.quantize.equalize import equalize
 from graphopt.passes.quantize.fusion import check_fusion
 from graphopt.passes.quantize.lowering import lower
 from graphopt.passes.quantize.operators import has_weights
-from graphopt.passes.quantize.placement import decide
-from graphopt.passes.quantize.rewrite import Rewriter
+from graphopt.passes.quantize.pack import OPSET, four_bit_layers
+from graphopt.passes.quantize.placement import Plan, decide
+from graphopt.passes.quantize.sensitivity import Sensitivity, sensitivities
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
-from graphopt.pipeline.patterns import unmatched
+from graphopt.pipeline.patterns import matching, unmatched
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
 
@@ -52,37 +59,109 @@ class Quantize(Pass):
         choices=("faster", "smaller"),
     )
     per_channel: bool = option(True, "One weight scale an output channel instead of one a tensor")
-    bias_correction: bool = option(True, "Take the mean error of rounded weights out of the biases")
+    weights: str = option("int8", "Type of the weights; int4 is for size", choices=("int8", "int4"))
+    activations: str = option(
+        "int8", "Type of what is computed between layers; float leaves it as it is", choices=("int8", "float")
+    )
+    rounding: str = option(
+        "auto",
+        "How weights become integers: the nearest, or those that give a layer's outputs back best (auto: for int4)",
+        choices=("auto", "nearest", "reconstruct"),
+    )
+    bias_correction: str = option(
+        "auto",
+        "Whether biases take up the mean error of rounded weights (fast), or in sequence that of all layers (full)",
+        choices=("auto", "none", "fast", "full"),
+    )
+    equalize: bool = option(False, "Give channels between layers the same range first, where that is exact")
+    max_drop: float | None = option(
+        None, "Points of top-1 (without labels: of changed predictions) that may be lost on held-out images", min=0.0
+    )
+    deadline: float | None = option(None, "Seconds after which max_drop takes the best that it found", min=0.0)
+    sensitivity: bool = option(False, "Measure what quantizing each layer alone does to the model")
     keep_float: tuple[str, ...] = option((), "Nodes to leave in float, by name or pattern such as */head/*")
     images: int | None = option(None, "Calibration images to use at most (default: all)", min=1)
+
+    @property
+    def needs_held_out(self) -> bool:
+        return self.max_drop is not None or self.sensitivity
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         _refuse_quantized(model)
         _check_patterns(self.keep_float, model)
         if not any(_has_float_weights(n) for n in model.graph.nodes):
             raise _nothing(model)
+        if self.weights == "int4" and model.opset < OPSET:
+            upgrade(model, OPSET)
         lowered = lower(model, self.keep_float)
-        plan = decide(model, ctx.target, self.keep_float, all_weights=self.place == "smaller")
-        if not any(has_weights(n) for i, n in enumerate(model.graph.nodes) if i in plan.int8):
+        metrics: dict[str, Any] = {"lowered": lowered} if lowered else {}
+        skipped: list[Skipped] = []
+        if self.equalize:
+            metrics["equalized_pairs"], skipped = equalize(model, self.keep_float)
+        judge: Judge | None = None
+        if self.max_drop is not None:
+            judge, ctx = Judge.of(ctx, cost(model).macs, model.copy())
+        assembler = self._assembler(model, ctx, metrics, skipped)
+        if not assembler.candidates:
             ctx.progress.warn("quantize: nothing was quantized; the report says why for each operator")
-            return PassResult(bool(lowered), {"int8_operators": {}, "lowered": lowered}, plan.skipped)
+            changed = bool(lowered) or bool(metrics.get("equalized_pairs"))
+            return PassResult(changed, {"int8_operators": {}, "lowered": lowered}, skipped)
+        built = self._choose(assembler, judge, metrics, skipped)
+        model.replace_with(built.model)
+        metrics["int8_operators"] = {op: len(names) for op, names in sorted(built.planned.items())}
+        metrics |= built.metrics
+        unfused = _verify(model, ctx, built.planned, metrics)
+        return PassResult(True, metrics, skipped + built.skipped + unfused)
+
+    def _assembler(self, model: Model, ctx: Context, metrics: dict[str, Any], skipped: list[Skipped]) -> Assembler:
+        """Place and calibrate."""
+        layers = [n for n in model.graph.nodes if _has_float_weights(n) and matching(n.name, self.keep_float) is None]
+        weights = self.rounding == "reconstruct" or (self.rounding == "auto" and self.weights == "int4")
+        recipe = Recipe(
+            frozenset(n.name for n in layers),
+            four_bit_layers(layers) if self.weights == "int4" else frozenset(),
+            self.per_channel,
+            refit_weights=weights,
+            refit_biases=self.bias_correction == "full" or (self.bias_correction == "auto" and weights),
+            images=self.images,
+        )
+        original = model.copy()
+        if self.activations == "float":
+            return Assembler(original, ctx, Plan(), recipe)
+        plan = decide(model, ctx.target, self.keep_float, all_weights=self.place == "smaller")
+        skipped.extend(plan.skipped)
+        if not any(has_weights(n) for i, n in enumerate(model.graph.nodes) if i in plan.int8):
+            return Assembler(original, ctx, Plan(), replace(recipe, layers=recipe.four_bits))
         percentile = self.percentile if self.calibration == "percentile" else 100.0
         found = calibrate(model, ctx, plan, percentile, self.images)
-        means = found.means if self.bias_correction else {}
-        rewriter = Rewriter(model, ctx.target, plan, found.params, means, self.per_channel)
-        rewriter.apply()
-        metrics: dict[str, Any] = {
-            "int8_operators": {op: len(names) for op, names in sorted(rewriter.planned.items())},
+        metrics |= {
             "calibration_images": min(len(ctx.calibration), self.images or len(ctx.calibration)),
             "calibrated_tensors": len(found.params),
             "synthetic_calibration": bool(ctx.calibration.synthetic),
         }
-        if lowered:
-            metrics["lowered"] = lowered
-        if rewriter.widened:
-            metrics["channels_widened_for_bias"] = rewriter.widened
-        unfused = _verify(model, ctx, rewriter.planned, metrics)
-        return PassResult(True, metrics, plan.skipped + unfused)
+        means = {} if self.bias_correction == "none" else found.means
+        return Assembler(original, ctx, plan, recipe, found.params, means)
+
+    def _choose(
+        self, assembler: Assembler, judge: Judge | None, metrics: dict[str, Any], skipped: list[Skipped]
+    ) -> Built:
+        """The model with all layers quantized, or with as many as ``max_drop`` lets."""
+        ranked: list[Sensitivity] = []
+        if judge is not None and self.max_drop is not None:
+            search = Search(assembler, judge, self.max_drop, self.deadline)
+            built, ranked = search.run(), search.ranked
+            metrics["max_drop"] = search.metrics()
+            skipped.extend(search.skipped())
+            for note in search.notes():
+                assembler.ctx.progress.warn(f"quantize: {note}")
+        else:
+            built = assembler.build()
+        if self.sensitivity:
+            ctx = assembler.ctx
+            images = judge.images if judge is not None else ctx.held_out or ctx.calibration
+            ranked = ranked or sensitivities(assembler, built.model, images)
+            metrics["sensitivity"] = [s.report() for s in ranked]
+        return built
 
 
 def _verify(model: Model, ctx: Context, planned: dict[str, list[str]], metrics: dict[str, Any]) -> list[Skipped]:

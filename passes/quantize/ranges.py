@@ -8,6 +8,7 @@ import numpy as np
 
 _TINY = float(np.finfo(np.float32).tiny)
 _INT32_MAX = 2**31 - 1
+_PAIR = 128  # steps that two weights may sum to where 16 bits hold two products with uint8 values
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,20 @@ def activation_params(low: float, high: float, dtype: str = "uint8", symmetric: 
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How a layer's weights are stored: integers up to ``most``, reduced range or not; what was added to its output
+    when it was rewritten."""
+
+    most: int = 127
+    reduce_range: bool = False
+    per_channel: bool = True
+    offset: float = 0.0
+
+
+@dataclass(frozen=True)
 class QuantizedWeights:
-    """int8 weights with float32 scales [channels] or [1], zero point 0, and the bias in int32, if there is one."""
+    """Integer weights (int8, also those of 4 bits) with float32 scales [channels] or [1], zero point 0, and the bias in
+    int32, if there is one."""
 
     values: np.ndarray
     scales: np.ndarray
@@ -64,38 +77,41 @@ def quantize_weights(
     weight: np.ndarray,
     axis: int,
     bias: np.ndarray | None,
-    input_scale: float,
+    input_scale: float | None,
     *,
     per_channel: bool = True,
     reduce_range: bool = False,
     input_means: np.ndarray | None = None,
     group: int = 1,
+    most: int = 127,
 ) -> QuantizedWeights:
     """Quantize the weights of a Conv, Gemm or MatMul symmetrically, and its bias to their product's scale.
 
     ``axis`` is that of the output channels, ``bias`` [channels]. An int32 accumulator holds products and bias
     together: where it could overflow, the channel's weight scale is widened until it cannot (``widened`` counts such
-    channels). ``reduce_range`` is for CPUs that add two products in 16 bits: the two largest weights of a channel then
-    sum to at most 128 steps, so that no pair of products with uint8 values can saturate. Where one weight stands out,
-    that is finer than the usual 7 bits for all.
+    channels). ``input_scale`` None: the layer reads floats, and the bias stays float. ``most``: the largest integer, 7
+    for 4 bits; with so few, scales are chosen for the least squared error of the weights.
+
+    ``reduce_range`` is for CPUs that add two products in 16 bits: the two largest weights of a channel then sum to at
+    most 128 steps, so that no pair of products with uint8 values can saturate. Where one weight stands out, that is
+    finer than the usual 7 bits for all.
 
     With ``input_means`` [input channels], the mean shift that rounding the weights gives each output channel is taken
     out of its bias (Nagel et al. 2019, Data-Free Quantization, section 4.2, with means measured instead of derived).
     """
-    limit = 127
-    rows = np.moveaxis(np.asarray(weight, np.float64), axis, 0).reshape(weight.shape[axis], -1)
-    peak = np.abs(rows).max(axis=1, initial=0.0)
-    if reduce_range and rows.shape[1] > 1:
-        peak = np.partition(np.abs(rows), -2, axis=1)[:, -2:].sum(axis=1)  # rounding adds half a step to each
+    real = np.asarray(weight, np.float64)
+    rows = np.moveaxis(real, axis, 0).reshape(weight.shape[axis], -1)
+    peak = _peaks(rows, most, reduce_range)
     if not per_channel:
         peak = np.full_like(peak, peak.max(initial=0.0))
     # Neither a scale nor its product with the input's, the bias's scale, may vanish in float32.
-    smallest = 2 * _TINY / min(input_scale, 1.0)
-    scales = np.where(peak > 0, np.maximum(peak / limit, smallest), 1.0)
+    smallest = 2 * _TINY / min(input_scale or 1.0, 1.0)
+    scales = np.where(peak > 0, np.maximum(peak / most, smallest), 1.0)
+    if per_channel and most < 127:
+        scales = _least_error(rows, scales, most)
     widened = 0
-    room = max(_INT32_MAX - rows.shape[1] * 255 * limit, 1 << 16)  # what the products leave to the bias
-    if bias is not None:
-        needed = np.abs(np.asarray(bias, np.float64)) / (input_scale * room) * (1 + 1e-6)  # float32 rounds both scales
+    if bias is not None and input_scale is not None:
+        needed = least_scales(bias, input_scale, rows.shape[1], most)
         # Channels of zeros alone (pruned ones) still have a bias: its own size gives them a scale.
         scales = np.where((peak == 0) & (needed > 0), np.maximum(needed * (1 << 8), smallest), scales)
         narrow = needed > scales
@@ -106,20 +122,67 @@ def quantize_weights(
     scales32 = scales.astype(np.float32)
     shape = [1] * weight.ndim
     shape[axis] = -1
-    quantized = np.rint(np.asarray(weight, np.float64) / scales32.astype(np.float64).reshape(shape))
-    values = np.clip(quantized, -limit, limit).astype(np.int8)
+    wide = scales32.astype(np.float64).reshape(shape)
+    values = np.clip(np.rint(real / wide), -most, most).astype(np.int8)
     kept = scales32 if per_channel else scales32[:1]
     if input_means is not None:
-        error = np.asarray(weight, np.float64) - values * scales32.astype(np.float64).reshape(shape)
-        shift = mean_shift(error, axis, input_means, group)
+        shift = mean_shift(real - values * wide, axis, input_means, group)
         bias = shift if bias is None else np.asarray(bias, np.float64) + shift
-    if bias is None:
-        return QuantizedWeights(values, kept, widened=widened)
+    if bias is None or input_scale is None:
+        return QuantizedWeights(values, kept, None if bias is None else bias.astype(np.float32), None, widened)
     bias_scales = (np.float32(input_scale) * scales32).astype(np.float32)
     steps = np.rint(np.asarray(bias, np.float64) / bias_scales.astype(np.float64))
+    room = _room(rows.shape[1], most)
     bias_values = np.clip(steps, -room, room).astype(np.int32)
     bias_kept = bias_scales if per_channel else bias_scales[:1]
     return QuantizedWeights(values, kept, bias_values, bias_kept, widened)
+
+
+def least_scales(bias: np.ndarray, input_scale: float | None, inputs: int, most: int) -> np.ndarray:
+    """Weight scales, like ``bias``, below which it and the products of ``inputs`` could overflow 32 bits."""
+    if input_scale is None:
+        return np.full(np.shape(bias), 2 * _TINY)
+    # float32 rounds both scales
+    return np.asarray(np.abs(np.asarray(bias, np.float64)) / (input_scale * _room(inputs, most)) * (1 + 1e-6))
+
+
+def channel_caps(weight: np.ndarray, most: int, reduce_range: bool) -> np.ndarray:
+    """The largest integers that may stand for a weight [groups, inputs, outputs], like it; see ``quantize_weights`` on
+    ``reduce_range``."""
+    caps = np.full(weight.shape, float(most))
+    if not reduce_range or weight.shape[1] < 2 or 2 * most <= _PAIR:
+        return caps
+    two = -np.partition(-np.abs(weight), 1, axis=1)[:, :2]
+    first = np.clip(np.rint(most * two[:, 0] / np.maximum(two.sum(axis=1), 1e-30)), _PAIR // 2, most)
+    caps[:] = (_PAIR - first)[:, None]
+    largest = np.abs(weight).argmax(axis=1)[:, None]
+    np.put_along_axis(caps, largest, first[:, None], axis=1)
+    return caps
+
+
+def _room(inputs: int, most: int) -> int:
+    """What the products leave to the bias."""
+    return max(_INT32_MAX - inputs * 255 * most, 1 << 16)
+
+
+def _peaks(rows: np.ndarray, most: int, reduce_range: bool) -> np.ndarray:
+    """What the largest integer stands for, by channel: rows [channels, inputs]."""
+    if reduce_range and rows.shape[1] > 1 and 2 * most > _PAIR:
+        # rounding adds half a step to each
+        return np.asarray(np.partition(np.abs(rows), -2, axis=1)[:, -2:].sum(axis=1))
+    return np.asarray(np.abs(rows).max(axis=1, initial=0.0))
+
+
+def _least_error(rows: np.ndarray, scales: np.ndarray, most: int) -> np.ndarray:
+    """Scales [channels] with the least squared error of the rounded rows, of parts of those given."""
+    best, chosen = np.full(scales.shape, np.inf), scales.copy()
+    for ratio in np.linspace(1.0, 0.4, 31):
+        tried = scales * ratio
+        rounded = np.clip(np.rint(rows / tried[:, None]), -most, most) * tried[:, None]
+        cost = np.square(rounded - rows).sum(axis=1)
+        chosen = np.where(cost < best, tried, chosen)
+        best = np.minimum(cost, best)
+    return chosen
 
 
 def mean_shift(error: np.ndarray, axis: int, means: np.ndarray, group: int = 1) -> np.ndarray:

@@ -25,7 +25,7 @@ from graphopt.passes.quantize.operators import (
     takes_offset,
 )
 from graphopt.passes.quantize.placement import Plan, outputs_in_int8
-from graphopt.passes.quantize.ranges import QuantParams, activation_params, quantize_weights
+from graphopt.passes.quantize.ranges import Limits, QuantParams, activation_params, quantize_weights
 from graphopt.runtime.target import Target
 
 
@@ -33,7 +33,7 @@ from graphopt.runtime.target import Target
 class Rewriter:
     """One application of a plan; ``params`` and ``means`` by tensor name, see ``calibrate.Calibrated``.
 
-    Biases are corrected where ``means`` has the input's.
+    Biases are corrected where ``means`` has the input's. ``four_bits``: names of nodes whose weights get 4 bits.
     """
 
     model: Model
@@ -42,20 +42,24 @@ class Rewriter:
     params: Mapping[str, QuantParams]
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
     per_channel: bool = True
+    four_bits: frozenset[str] = frozenset()
     widened: int = 0
+    limits: dict[str, Limits] = field(default_factory=dict)
+    _offsets: dict[str, float] = field(default_factory=dict)
     planned: dict[str, list[str]] = field(default_factory=dict)
     _chosen: list[gs.Node] = field(default_factory=list)
     _integers: dict[str, gs.Variable] = field(default_factory=dict)
     _saturated: set[str] = field(default_factory=set)
     _read: dict[str, QuantParams] = field(default_factory=dict)
     _means: dict[str, np.ndarray] = field(default_factory=dict)
+    _shared_zeros: dict[tuple[int | str, ...], gs.Constant] = field(default_factory=dict)
     _scales: dict[QuantParams, tuple[gs.Constant, gs.Constant]] = field(default_factory=dict)
 
     def apply(self) -> None:
         """Rewrite the model.
 
         ``planned`` then has the names of the nodes that must run in int8, by operator, ``widened`` the number of
-        channels whose weight scale was enlarged for their bias.
+        channels whose weight scale was enlarged for their bias, ``limits`` how the weights of each node are stored.
         """
         with self.model.edit() as graph:
             nodes = list(graph.nodes)
@@ -128,6 +132,7 @@ class Rewriter:
         bias = constant_input(node, 2)
         channels = node.inputs[1].values.shape[channel_axis(node)]
         old = np.zeros(channels, np.float32) if bias is None else np.broadcast_to(bias.reshape(-1), channels)
+        self._offsets[node.name] = offset
         constant = self.model.constant(f"{node.name}_shifted_bias", (old + offset).astype(np.float32))
         node.inputs = [*node.inputs[:2], constant]
 
@@ -189,6 +194,9 @@ class Rewriter:
         channels = weight.values.shape[axis]
         if bias is not None:
             bias = np.broadcast_to(bias.reshape(-1), channels)
+        most = 7 if node.name in self.four_bits else 127
+        offset = self._offsets.get(node.name, 0.0)
+        self.limits[node.name] = Limits(most, self.target.reduce_range, self.per_channel, offset)
         result = quantize_weights(
             weight.values,
             axis,
@@ -198,6 +206,7 @@ class Rewriter:
             reduce_range=self.target.reduce_range,
             input_means=self._means.get(node.inputs[0].name) if node.op != "MatMul" else None,
             group=int(node.attrs.get("group", 1)),
+            most=most,
         )
         self.widened += result.widened
         node.inputs[1] = self._dequantized(weight.name, result.values, result.scales, axis)
@@ -227,11 +236,17 @@ class Rewriter:
         inputs = [
             self.model.constant(f"{name}_quantized", values),
             self.model.constant(f"{name}_scale", shown),
-            self.model.constant(f"{name}_zero_point", np.zeros(shown.shape, values.dtype)),
+            self._zeros(shown.shape, values.dtype),
         ]
         out = gs.Variable(self.model.fresh_name(f"{name}_dequantized"), np.float32, values.shape)
         self._node("DequantizeLinear", name, inputs, out, {} if single else {"axis": axis})
         return out
+
+    def _zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> gs.Constant:
+        key = (*shape, dtype.name)
+        if key not in self._shared_zeros:
+            self._shared_zeros[key] = self.model.constant("zero_points", np.zeros(shape, dtype))
+        return self._shared_zeros[key]
 
     def _scale(self, params: QuantParams) -> tuple[gs.Constant, gs.Constant]:
         if params not in self._scales:

@@ -8,10 +8,10 @@ import pytest
 
 from graphopt import Model, PassError, UsageError
 from graphopt.analysis.labels import Labels, propagate
+from graphopt.analysis.layers.running import load_images
 from graphopt.passes.prune import Channels, Prune, criterion
 from graphopt.passes.prune.criteria import distances
 from graphopt.passes.prune.importance import NAMES, importance
-from graphopt.passes.prune.running import load_images
 from graphopt.passes.prune.taylor import _STEP
 from graphopt.pipeline import Registry
 from graphopt.pipeline.manager import PassManager

@@ -8,12 +8,12 @@ import pytest
 
 from graphopt import Model
 from graphopt.analysis.labels import propagate
+from graphopt.analysis.layers.running import BATCH, Images, Network
 from graphopt.passes.prune import joint
 from graphopt.passes.prune.consumers import consumers, rng_of
 from graphopt.passes.prune.joint import Stack, Weights, improve
 from graphopt.passes.prune.pairs import pair_of, refit_pair
 from graphopt.passes.prune.recover import recover
-from graphopt.passes.prune.running import BATCH, Images, Network
 from graphopt.passes.prune.surgery import remove
 
 HEADER = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,9,9] x) => (float[N,k,h,w] y) '

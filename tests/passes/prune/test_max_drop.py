@@ -10,12 +10,12 @@ import pytest
 
 from graphopt import Context, Model, PassError
 from graphopt.analysis.cost import cost
+from graphopt.analysis.judge import Drop, Judge
 from graphopt.data.arrays import ArrayDataset
 from graphopt.data.loader import Batches
 from graphopt.data.model_io import image_input
 from graphopt.data.preprocess import Preprocess
 from graphopt.passes.prune import Prune
-from graphopt.passes.prune.bounded import Drop, Judge
 from graphopt.runtime.evaluate import evaluate
 from graphopt.runtime.session import open_session, run_session
 from graphopt.runtime.target import get_target

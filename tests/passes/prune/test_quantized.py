@@ -12,9 +12,7 @@ import pytest
 import graphopt
 from graphopt import Model
 from graphopt.analysis.labels import NodeScope, propagate, registry, rule
-from graphopt.ir import Snapshot, infer_shapes, verify
-from graphopt.passes.prune import Prune
-from graphopt.passes.prune.quantized import (
+from graphopt.analysis.layers.quantized import (
     beyond_quantizers,
     cuts_negative,
     dequantizer,
@@ -22,10 +20,12 @@ from graphopt.passes.prune.quantized import (
     unrounded,
     values_of,
 )
+from graphopt.analysis.layers.residual import residual
+from graphopt.analysis.layers.running import load_images
+from graphopt.analysis.layers.sampling import obstacle, sampler_of
+from graphopt.ir import Snapshot, infer_shapes, verify
+from graphopt.passes.prune import Prune
 from graphopt.passes.prune.recover import recover
-from graphopt.passes.prune.residual import residual
-from graphopt.passes.prune.running import load_images
-from graphopt.passes.prune.sampling import obstacle, sampler_of
 from graphopt.passes.prune.surgery import remove
 from graphopt.passes.prune.weights import weights
 from graphopt.passes.quantize.fusion import check_fusion

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from graphopt.analysis.labels import Family, propagate
+from graphopt.analysis.layers.running import Network, load_images
+from graphopt.analysis.layers.sampling import DenseSampler
 from graphopt.passes.prune import Prune
 from graphopt.passes.prune.curves import allowed, by_reconstruction, divergence
 from graphopt.passes.prune.reconstruction import eliminate
-from graphopt.passes.prune.running import Network, load_images
-from graphopt.passes.prune.sampling import DenseSampler
 from graphopt.passes.prune.statistics import Reader, readers
 from graphopt.runtime.session import open_session, run_session
 

@@ -9,11 +9,12 @@ import pytest
 
 from graphopt import Context, Model
 from graphopt.analysis.labels import propagate
+from graphopt.analysis.layers.moments import Moments
+from graphopt.analysis.layers.running import Network, load_images
+from graphopt.analysis.layers.sampling import sampler_of
 from graphopt.passes.prune import Prune
 from graphopt.passes.prune.recover import _changed, recover
-from graphopt.passes.prune.ridge import Moments, Rows, fit
-from graphopt.passes.prune.running import Network, load_images
-from graphopt.passes.prune.sampling import sampler_of
+from graphopt.passes.prune.ridge import Rows, fit
 from graphopt.passes.prune.surgery import remove
 from graphopt.runtime.session import open_session, run_session
 
@@ -238,7 +239,7 @@ def test_memory_does_not_grow_with_the_images(context, monkeypatch):
     model = network()
     ctx: Context = context(model)
     ctx.calibration = Endless()  # type: ignore[assignment]
-    monkeypatch.setattr("graphopt.passes.prune.running._LOADED", 100_000)
+    monkeypatch.setattr("graphopt.analysis.layers.running._LOADED", 100_000)
     assert load_images(model, ctx, 512).count <= 192
     assert len(taken) <= 6
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from graphopt import Context, Model
+from graphopt.analysis.layers.suited import herd, suited
 from graphopt.data.preprocess import Preprocess
 from graphopt.data.synthetic import synthetic_batches
 from graphopt.driver.inputs import model_input
 from graphopt.passes.prune import Prune
-from graphopt.passes.prune.synthetic import herd, suited
 from graphopt.runtime.session import open_session, run_session
 from graphopt.runtime.target import get_target
 

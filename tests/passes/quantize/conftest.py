@@ -31,6 +31,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.x)
 
+    def part(self, numbers: np.ndarray) -> Images:
+        return Images(self.x[numbers])
+
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[np.ndarray]:
         total = len(self) if limit is None else min(limit, len(self))
         for start in range(0, total, batch_size):

@@ -8,16 +8,20 @@ come close to those of training (herding, Welling 2009), which needs no gradient
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.analysis.layers.running import BATCH
 from graphopt.data.loader import Batches
 from graphopt.data.synthetic import SyntheticDataset
 from graphopt.ir import Model
 from graphopt.ir.view import is_standard
-from graphopt.passes.prune.running import BATCH
-from graphopt.pipeline import Context
 from graphopt.runtime.session import open_session, run_feeds, runnable
+
+if TYPE_CHECKING:
+    from graphopt.pipeline.context import Context
 
 _CANDIDATES = 6  # for each image that is wanted
 _PIXELS = 1 << 26  # of all candidates, at most: large images take time to make

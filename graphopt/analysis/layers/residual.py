@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_graphsurgeon as gs
 
+from graphopt.analysis.layers.quantized import beyond_quantizers
 from graphopt.ir import Model
-from graphopt.passes.prune.quantized import beyond_quantizers
 
 
 def residual(model: Model, out: gs.Tensor, index: int, made_by: dict[str, int]) -> tuple[str, str | None]:

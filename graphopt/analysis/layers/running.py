@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from graphopt.ir import Model
-from graphopt.pipeline import Context
 from graphopt.runtime.session import open_session, run_feeds, runnable
+
+if TYPE_CHECKING:
+    from graphopt.pipeline.context import Context
 
 T = TypeVar("T")
 
@@ -57,7 +59,7 @@ def fitting(items: Iterable[T], size: Callable[[T], int], limit: int) -> Iterato
         yield chunk
 
 
-def load_images(model: Model, ctx: Context, limit: int = IMAGES) -> Images:
+def load_images(model: Model, ctx: Context, limit: int = IMAGES, purpose: str = "prune.images") -> Images:
     """At most ``limit`` images, and no more than fit in memory; whole batches where the model fixes their size.
 
     In an order of their own: in many sources those of a class are next to each other, and parts of the images must
@@ -68,7 +70,7 @@ def load_images(model: Model, ctx: Context, limit: int = IMAGES) -> Images:
     batches: list[np.ndarray] = []
     held = 0
     count = len(ctx.calibration)
-    drawn = ctx.rng("prune.images").choice(count, min(count, limit), replace=False)
+    drawn = ctx.rng(purpose).choice(count, min(count, limit), replace=False)
     mixed = ctx.calibration.part(drawn)
     first = next(iter(mixed.batches(1, limit=1)), np.zeros(1))
     size = fixed or int(np.clip(_BATCH_BYTES // max(1, first.nbytes), 4, BATCH))

@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.analysis.layers.quantized import dequantizer, is_quantized, replace, representable, shape_of, values_of
 from graphopt.ir import Model
 from graphopt.ir.view import is_standard
-from graphopt.passes.prune.quantized import dequantizer, is_quantized, replace, representable, shape_of, values_of
 
 _WIDEST = 3072  # inputs of one output: the moments take their square
 _TILE = 2
