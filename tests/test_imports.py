@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # Each package may import itself and those to its right.
-ORDER = ["cli", "driver", "report", "rewrite", "pipeline", "analysis", "runtime", "data", "ir"]
+ORDER = ["cli", "driver", "report", "rewrite", "pipeline", "analysis", "training", "runtime", "data", "ir"]
 BASE = {"errors", "spec", "progress", "atomic", "garbage", "extension"}
 
 
