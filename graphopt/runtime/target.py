@@ -19,24 +19,37 @@ class OpCost:
 
     A unit is a multiply-accumulate where the operator has weights, else an output element. Only ratios matter: they
     decide whether an operator between others that stay in float is worth converting its tensors to int8 and back.
+    Besides:
+
+    ``float_out_ns``, ``int8_out_ns``: an output element of an operator with weights.
+    ``int8_tap_ns``: an element of the kernel at a position of the output, where int8 rearranges the input of a Conv.
+    ``int8_odd_ns``: a multiply-accumulate in channels beyond the last full vector (``Costs.lanes``).
     """
 
     float_ns: float
     int8_ns: float
+    float_out_ns: float = 0.0
+    int8_out_ns: float = 0.0
+    int8_tap_ns: float = 0.0
+    int8_odd_ns: float = 0.0
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of the operators of a target, by name; ``depthwise`` stands for a Conv with one input channel a group.
+    """Costs of the operators of a target, by name.
 
-    ``convert_ns`` is what QuantizeLinear and DequantizeLinear take an element, ``node_ns`` what any operator takes
-    however small its work.
+    ``depthwise`` stands for a Conv with one input channel a group, ``vector`` for a Gemm or MatMul of one row by
+    constant weights, ``product`` for a MatMul of two activations. ``convert_ns`` is what QuantizeLinear or
+    DequantizeLinear takes an element, ``node_ns`` what any operator takes however small its work. ``lanes``: channels
+    of a full int8 vector. ``few_channels``: the cost of a tap grows by so many over the number of input channels.
     """
 
     ops: tuple[tuple[str, OpCost], ...] = ()
     default: OpCost = OpCost(0.3, 0.3)
     convert_ns: float = 0.2
     node_ns: float = 3000.0
+    lanes: int = 16
+    few_channels: float = 4.0
 
     def of(self, op: str) -> OpCost:
         return dict(self.ops).get(op, self.default)
@@ -55,6 +68,9 @@ class Target:
     ``integer_ops``: operators that no kernel fuses, but that run on the quantized integers as they are.
     ``self_quantizing``: float operators that the runtime quantizes on its own between DequantizeLinear and
     QuantizeLinear.
+    ``int8_followers``: operators that are slow in int8 unless what they read was written by an int8 operator, whose
+    layout they then share. The runtime drags them into int8 across a QuantizeLinear unless something stands between.
+    ``measurable``: whether times that are measured on this machine are those of the target.
     ``fused_names``: what the runtime calls an operator in int8, where it is not ``QLinear`` before the name.
     """
 
@@ -71,6 +87,8 @@ class Target:
     absorbed_ops: frozenset[str] = frozenset()
     integer_ops: frozenset[str] = frozenset()
     self_quantizing: frozenset[str] = frozenset()
+    int8_followers: frozenset[str] = frozenset()
+    measurable: bool = False
     fused_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
     costs: Costs = Costs()
 
@@ -83,24 +101,29 @@ _ORT_INT8 = frozenset("Conv MatMul Gemm Add Mul AveragePool GlobalAveragePool Le
 _ORT_PASSTHROUGH = frozenset(
     "MaxPool ReduceMax ReduceMin Resize Reshape Transpose Flatten Squeeze Unsqueeze".split()
 ).union("Slice Split Gather Expand Tile".split())
-# Medians of ONNX Runtime's profiler on an x86 CPU with AVX512-VNNI. In float an activation behind a Conv is fused,
-# thus free; a 1x1 Conv is the rule, a depthwise one hardly gains in int8.
+# From ONNX Runtime's profiles of whole models on an x86 CPU with AVX512-VNNI, where weights and tensors come from where
+# they are in a network. In float an activation behind a Conv is fused, thus free. A Conv in int8 first copies the input
+# under each tap of its kernel: with few channels, as in the first layer, that takes longer than the products.
 _ORT_COSTS = Costs(
     ops=(
-        ("Conv", OpCost(0.021, 0.0075)),
-        ("depthwise", OpCost(0.05, 0.05)),
-        ("Gemm", OpCost(0.05, 0.02)),
-        ("MatMul", OpCost(0.03, 0.017)),
-        ("Add", OpCost(0.15, 0.25)),
-        ("Mul", OpCost(0.25, 0.35)),
-        ("HardSigmoid", OpCost(0.05, 0.3)),
+        ("Conv", OpCost(0.0095, 0.0022, 0.16, 0.10, int8_tap_ns=1.0)),
+        ("depthwise", OpCost(0.0165, 0.0225, 0.20, 0.14, int8_tap_ns=0.1, int8_odd_ns=0.7)),
+        ("Gemm", OpCost(0.0095, 0.0022, 0.16, 0.30)),
+        ("MatMul", OpCost(0.0095, 0.0022, 0.16, 0.30)),
+        ("vector", OpCost(0.13, 0.04)),
+        ("product", OpCost(0.012, 0.02, 0.10, 0.20)),
+        ("Add", OpCost(0.08, 0.11)),
+        ("Mul", OpCost(0.08, 0.20)),
+        ("HardSigmoid", OpCost(0.03, 0.09)),
         ("Sigmoid", OpCost(0.5, 0.5)),
         ("LeakyRelu", OpCost(0.1, 0.5)),
-        ("Softmax", OpCost(1.0, 6.0)),
+        ("Softmax", OpCost(0.3, 2.4)),
         ("AveragePool", OpCost(0.5, 0.5)),
         ("GlobalAveragePool", OpCost(1.0, 1.0)),
         ("MaxPool", OpCost(1.0, 0.5)),
-    )
+    ),
+    convert_ns=0.3,
+    node_ns=1500.0,
 )
 
 
@@ -129,6 +152,8 @@ def _ort_cpu() -> Target:
         absorbed_ops=frozenset({"Relu", "Clip"}),
         integer_ops=frozenset({"Pad"}),
         self_quantizing=frozenset({"Conv", "ConvTranspose", "Gemm"}),
+        int8_followers=frozenset({"MaxPool"}),
+        measurable=True,
         fused_names=(
             ("Conv", ("QLinearConv",)),
             ("Gemm", ("QGemm",)),

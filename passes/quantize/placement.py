@@ -5,6 +5,7 @@ All costs and kernels come from the target; see ``cut`` for how the cheapest ass
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
@@ -26,6 +27,7 @@ from graphopt.pipeline.patterns import matching
 from graphopt.runtime.target import Target
 
 _FOR_ANY_PRICE = 10**15  # nanoseconds
+_LONELY = "behind an operator in float it would be slower in int8 than in float"
 
 
 @dataclass
@@ -40,10 +42,16 @@ class Plan:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def decide(model: Model, target: Target, keep_float: tuple[str, ...] = (), all_weights: bool = False) -> Plan:
+def decide(
+    model: Model,
+    target: Target,
+    keep_float: tuple[str, ...] = (),
+    all_weights: bool = False,
+) -> Plan:
     """Place the operators of the main graph on ``target``. Deterministic; does not change the model.
 
-    ``all_weights`` puts whatever has weights in int8, also where that costs time.
+    ``all_weights`` puts whatever has weights in int8, also where that costs time. Costs are those of the shapes that
+    the model states: give it one image (``with_batch``), or what merges the batch with another axis counts as one.
     """
     plan = Plan()
     nodes = list(model.graph.nodes)
@@ -55,6 +63,35 @@ def decide(model: Model, target: Target, keep_float: tuple[str, ...] = (), all_w
         if producer is not None and producer not in reasons and matching(nodes[i].name, keep_float) is None:
             plan.absorbed[i] = producer
             reasons.pop(i, None)
+    plan.int8 = _cheapest(model, target, plan, floats, reasons, position, all_weights)
+    while lonely := _lonely(model, target, plan, position):
+        reasons.update(dict.fromkeys(lonely, _LONELY))
+        plan.int8 = _cheapest(model, target, plan, floats, reasons, position, all_weights)
+    for i in floats:
+        if plan.absorbed.get(i, i) in plan.int8:
+            continue
+        node = nodes[i]
+        if plan.absorbed.pop(i, None) is not None:
+            continue  # it follows its operator, which is reported
+        plan.skipped.append(Skipped(node.name, node.op, reasons.get(i) or too_dear(model, node, target)))
+    plan.skipped.extend(
+        Skipped(n.name, n.op, "its subgraphs are left as they are: export the model without control flow")
+        for n in nodes
+        if any(True for _ in n.subgraphs())
+    )
+    return plan
+
+
+def _cheapest(
+    model: Model,
+    target: Target,
+    plan: Plan,
+    floats: list[int],
+    reasons: Mapping[int, str],
+    position: dict[int, int],
+    all_weights: bool,
+) -> set[int]:
+    nodes = model.graph.nodes
     network = Network(target)
     for i in floats:
         if i in plan.absorbed:
@@ -71,20 +108,19 @@ def decide(model: Model, target: Target, keep_float: tuple[str, ...] = (), all_w
     for tensor in model.graph.inputs:
         if is_activation(tensor):
             network.tensor(None, _readers(model, tensor, position, plan), elements(tensor), "")
-    plan.int8 = network.solve()
-    for i in floats:
-        if plan.absorbed.get(i, i) in plan.int8:
-            continue
-        node = nodes[i]
-        if plan.absorbed.pop(i, None) is not None:
-            continue  # it follows its operator, which is reported
-        plan.skipped.append(Skipped(node.name, node.op, reasons.get(i) or too_dear(model, node, target)))
-    plan.skipped.extend(
-        Skipped(n.name, n.op, "its subgraphs are left as they are: export the model without control flow")
-        for n in nodes
-        if any(True for _ in n.subgraphs())
-    )
-    return plan
+    return network.solve()
+
+
+def _lonely(model: Model, target: Target, plan: Plan, position: dict[int, int]) -> list[int]:
+    """Operators in int8 that are slow there because what they read comes from float."""
+    found = []
+    for i in sorted(plan.int8):
+        node = model.graph.nodes[i]
+        if node.op in target.int8_followers:
+            producers = [position.get(id(n), -1) for n in node.inputs[0].inputs]
+            if not any(plan.absorbed.get(k, k) in plan.int8 for k in producers):
+                found.append(i)
+    return found
 
 
 def outputs_in_int8(model: Model, target: Target, plan: Plan) -> set[str]:

@@ -162,17 +162,18 @@ class Rewriter:
 
     def _guarded(self, tensor: gs.Variable) -> gs.Variable:
         """Keep the runtime from quantizing a float operator by itself, which it does between DequantizeLinear and
-        QuantizeLinear: a Sum of one term stands between, which costs a copy."""
+        QuantizeLinear, and some before any QuantizeLinear: a Sum of one term stands between, which costs a copy."""
         producer = tensor.inputs[0] if tensor.inputs else None
         while producer is not None and producer.op in self.target.absorbed_ops and producer.inputs[0].inputs:
             producer = producer.inputs[0].inputs[0]
-        if producer is None or producer.op not in self.target.self_quantizing:
-            return tensor
-        if producer.inputs[0].name not in self._read:
+        if producer is None or not (self._quantizes_itself(producer) or producer.op in self.target.int8_followers):
             return tensor
         copy = self._variable(f"{tensor.name}_float", "float32", tensor)
         self._node("Sum", tensor.name, [tensor], copy)
         return copy
+
+    def _quantizes_itself(self, producer: gs.Node) -> bool:
+        return producer.op in self.target.self_quantizing and producer.inputs[0].name in self._read
 
     def _dequantize(self, integer: gs.Tensor, params: QuantParams, result: gs.Variable, stem: str) -> None:
         self._node("DequantizeLinear", stem, [integer, *self._scale(params)], result)

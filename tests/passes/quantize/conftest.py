@@ -44,7 +44,8 @@ def eager() -> Target:
     """The CPU as it is, but where int8 pays even for the smallest operator, so that small graphs are quantized."""
     target = get_target("ort-cpu")
     free = OpCost(1e9, 0.0)
-    return dataclasses.replace(target, costs=dataclasses.replace(target.costs, ops=(), default=free))
+    costs = dataclasses.replace(target.costs, ops=(), default=free)
+    return dataclasses.replace(target, costs=costs, measurable=False)
 
 
 @dataclasses.dataclass
@@ -110,13 +111,21 @@ def run_model(model: Model, x: np.ndarray, optimize: bool = True) -> np.ndarray:
 @pytest.fixture
 def quantized() -> Callable[..., Outcome]:
     def run(
-        source: str | Model, *shape: int, x: np.ndarray | None = None, target: Target | None = None, **options: Any
+        source: str | Model,
+        *shape: int,
+        x: np.ndarray | None = None,
+        target: Target | None = None,
+        table: Any = None,
+        **options: Any,
     ) -> Outcome:
         model = Model.from_text(source) if isinstance(source, str) else source.copy()
         if x is None:
             x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         reference, before, ear = run_model(model, x), Snapshot.of(model), _Ear()
-        ctx = Context(target or eager(), Images(x), model.copy(), progress=ear)  # type: ignore[arg-type]
+        chosen = target or eager()
+        if table is not None:
+            chosen = dataclasses.replace(chosen, measurable=True)
+        ctx = Context(chosen, Images(x), model.copy(), progress=ear, latency_table=table)  # type: ignore[arg-type]
         result = Quantize(**options).run(model, ctx)
         verify(model, before)
         onnx.checker.check_model(model.to_proto(), full_check=True)
