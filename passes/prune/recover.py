@@ -2,8 +2,8 @@
 
 Layer by layer in graph order, ridge regression from the pruned network's inputs to the original network's outputs, as
 in He et al. 2017 (Channel Pruning) and GRAIL; at a residual Add the target is the original sum minus what the other
-branch gives now, which repairs drift as well. A layer is fitted to rows of a fixed number of positions, however many
-images there are.
+branch gives now, which repairs drift as well. The last layer is then fitted to the original's probabilities. A layer is
+fitted to rows of a fixed number of positions, however many images there are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from graphopt.ir.view import node_view
 from graphopt.passes.prune.consumers import Consumer, consumers, rng_of
 from graphopt.passes.prune.pairs import pair_of, refit_pair
 from graphopt.passes.prune.ridge import Rows, fit
+from graphopt.passes.prune.scores import gives_scores, refit_scores
 from graphopt.pipeline import Context
 
 _STORED = 256 << 20  # bytes of original outputs held at a time
@@ -63,10 +64,13 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, im
         rows = _targets(before, found, ctx)
         for consumer in ctx.progress.track(found, "refitting weights", len(found)):
             targets = next(rows)
+            start = consumer.sampler.read(pruned.graph.nodes[consumer.index])
             errors.append(_refit(after, consumer, targets, ctx))
             pair = pair_of(pruned, consumer.index, numbers)
             found_together = refit_pair(after, pair, consumer, targets, ctx) if pair is not None else None
             pairs += found_together is not None and found_together[1] < found_together[0]
+            if gives_scores(pruned, consumer):
+                refit_scores(after, consumer, targets, start, ctx)
     mean = np.mean(errors, axis=0)
     refitted = sum(b != a for b, a in errors)
     return Recovery(refitted, images.count, float(mean[0]), float(mean[1]), pairs, left)

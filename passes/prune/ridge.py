@@ -71,6 +71,19 @@ def rectified(
     return found
 
 
+def best_strength(first: Moments, two: Rows, weight: np.ndarray, bias: np.ndarray, intercept: bool) -> float | None:
+    """The strength of the ridge with which a fit to ``first`` has the smallest error on ``two``; None if none fits."""
+    errors = {}
+    for strength in _STRENGTHS:
+        try:
+            error = two.error(*first.solve(weight, bias, strength, intercept))
+        except np.linalg.LinAlgError:
+            continue
+        if np.isfinite(error):
+            errors[strength] = error
+    return min(errors, key=lambda s: errors[s]) if errors else None
+
+
 def fit(
     one: Rows | None, two: Rows | None, weight: np.ndarray, bias: np.ndarray, intercept: bool
 ) -> tuple[float, float, tuple[np.ndarray, np.ndarray] | None]:
@@ -82,17 +95,10 @@ def fit(
         return 0.0, 0.0, None
     before = two.error(weight, bias)
     first, second = one.moments(), two.moments()
-    best: tuple[float, float] | None = None
-    for strength in _STRENGTHS:
-        try:
-            error = two.error(*first.solve(weight, bias, strength, intercept))
-        except np.linalg.LinAlgError:
-            continue
-        if np.isfinite(error) and (best is None or error < best[0]):
-            best = (error, strength)
-    if best is None:
+    strength = best_strength(first, two, weight, bias, intercept)
+    if strength is None:
         return before, before, None
-    after = two.error(*rectified([one], first, weight, bias, best[1], intercept))
+    after = two.error(*rectified([one], first, weight, bias, strength, intercept))
     if not after < before:
         return before, before, None
-    return before, after, rectified([one, two], first + second, weight, bias, best[1], intercept)
+    return before, after, rectified([one, two], first + second, weight, bias, strength, intercept)
