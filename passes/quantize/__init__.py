@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.cost import cost
 from graphopt.analysis.judge import Judge
+from graphopt.analysis.layers.suited import suited
 from graphopt.errors import ModelError, PassError, UsageError
 from graphopt.ir import Model
 from graphopt.ir.upgrade import upgrade
@@ -100,6 +101,9 @@ class Quantize(Pass):
         skipped: list[Skipped] = []
         if self.equalize:
             metrics["equalized_pairs"], skipped = equalize(model, self.keep_float)
+        if ctx.calibration.synthetic:
+            ctx = replace(ctx, calibration=suited(ctx))
+            metrics["synthetic_images"] = ctx.calibration.description
         judge: Judge | None = None
         if self.max_drop is not None:
             judge, ctx = Judge.of(ctx, cost(model).macs, model.copy())
