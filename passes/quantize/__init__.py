@@ -12,12 +12,14 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.cost import cost
 from graphopt.analysis.judge import Judge
+from graphopt.analysis.layers.suited import suited
 from graphopt.errors import ModelError, PassError, UsageError
 from graphopt.ir import Model
 from graphopt.ir.upgrade import upgrade
 from graphopt.passes.quantize.assemble import Assembler, Built, Recipe
 from graphopt.passes.quantize.bounded import Search
 from graphopt.passes.quantize.calibrate import calibrate
+from graphopt.passes.quantize.dequantize import dequantize
 from graphopt.passes.quantize.equalize import equalize
 from graphopt.passes.quantize.fusion import check_fusion
 from graphopt.passes.quantize.islands import place
@@ -80,6 +82,7 @@ class Quantize(Pass):
     )
     deadline: float | None = option(None, "Seconds after which max_drop takes the best that it found", min=0.0)
     sensitivity: bool = option(False, "Measure what quantizing each layer alone does to the model")
+    requantize: bool = option(False, "Make a quantized model float first, instead of refusing it")
     keep_float: tuple[str, ...] = option((), "Nodes to leave in float, by name or pattern such as */head/*")
     images: int | None = option(None, "Calibration images to use at most (default: all)", min=1)
 
@@ -88,6 +91,9 @@ class Quantize(Pass):
         return self.max_drop is not None or self.sensitivity
 
     def run(self, model: Model, ctx: Context) -> PassResult:
+        metrics: dict[str, Any] = {}
+        if self.requantize and _quantized(model):
+            metrics["dequantized"] = dequantize(model)
         _refuse_quantized(model)
         _check_patterns(self.keep_float, model)
         if not any(_has_float_weights(n) for n in model.graph.nodes):
@@ -96,10 +102,14 @@ class Quantize(Pass):
         if self.weights == "int4" and model.opset < OPSET:
             upgrade(model, OPSET)
         lowered = lower(model, self.keep_float)
-        metrics: dict[str, Any] = {"lowered": lowered} if lowered else {}
+        if lowered:
+            metrics["lowered"] = lowered
         skipped: list[Skipped] = []
         if self.equalize:
             metrics["equalized_pairs"], skipped = equalize(model, self.keep_float)
+        if ctx.calibration.synthetic:
+            ctx = replace(ctx, calibration=suited(ctx))
+            metrics["synthetic_images"] = ctx.calibration.description
         judge: Judge | None = None
         if self.max_drop is not None:
             judge, ctx = Judge.of(ctx, cost(model).macs, model.copy())
@@ -108,8 +118,9 @@ class Quantize(Pass):
             ctx.progress.warn("quantize: nothing was quantized; the report says why for each operator")
             if "time_against_float" in metrics:
                 model.replace_with(before)  # as it came, it is faster
-                return PassResult(False, {**metrics, "int8_operators": {}, "lowered": {}}, skipped)
-            changed = bool(lowered) or bool(metrics.get("equalized_pairs"))
+                changed = "dequantized" in metrics
+                return PassResult(changed, {**metrics, "int8_operators": {}, "lowered": {}}, skipped)
+            changed = bool(lowered) or bool(metrics.get("equalized_pairs")) or "dequantized" in metrics
             return PassResult(changed, {**metrics, "int8_operators": {}, "lowered": lowered}, skipped)
         built = self._choose(assembler, judge, metrics, skipped)
         model.replace_with(built.model)
@@ -195,14 +206,21 @@ def _has_float_weights(node: gs.Node) -> bool:
     return has_weights(node) and node.inputs[1].dtype == np.float32
 
 
-def _refuse_quantized(model: Model) -> None:
-    found = Counter(
+def _quantized(model: Model) -> Counter[str]:
+    """How many operators on integers a model has, by kind."""
+    return Counter(
         n.op for g in model.graphs() for n in g.nodes if n.op in _QUANTIZED or n.op.startswith(("QLinear", "QGemm"))
     )
+
+
+def _refuse_quantized(model: Model) -> None:
+    found = _quantized(model)
     if found:
         what = ", ".join(f"{count} {op}" for op, count in sorted(found.items()))
         raise ModelError(
-            f"the model is quantized already: it has {what}", "run the quantize pass on the float model it came from"
+            f"the model is quantized already: it has {what}",
+            "run the quantize pass on the float model it came from, or ask for requantize=true, which makes it float "
+            "first as far as its integers tell",
         )
 
 

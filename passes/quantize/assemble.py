@@ -12,6 +12,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.layers.running import IMAGES, Images, load_images
 from graphopt.ir import Model
+from graphopt.passes.quantize.biases import IMAGES as MEAN_IMAGES
+from graphopt.passes.quantize.biases import correct_biases
 from graphopt.passes.quantize.operators import data_inputs, has_weights
 from graphopt.passes.quantize.pack import pack
 from graphopt.passes.quantize.placement import Plan
@@ -111,18 +113,12 @@ class Assembler:
             built.metrics["channels_widened_for_bias"] = rewriter.widened
         if alone:
             built.metrics["weights_only"] = len(alone)
-        if refit and (recipe.refit_weights or recipe.refit_biases):
-            found = reconstruct(
-                self.original,
-                model,
-                limits,
-                self._load(),
-                self.ctx,
-                weights=recipe.refit_weights,
-                biases=recipe.refit_biases,
-            )
-            built.metrics["reconstruction" if recipe.refit_weights else "bias_correction"] = found.metrics()
-            built.skipped = found.skipped
+        if refit and recipe.refit_weights:
+            found = reconstruct(self.original, model, limits, self._load(), self.ctx, biases=recipe.refit_biases)
+            built.metrics["reconstruction"], built.skipped = found.metrics(), found.skipped
+        elif refit and recipe.refit_biases:
+            found = correct_biases(self.original, model, limits, self._load().first(MEAN_IMAGES), self.ctx)
+            built.metrics["bias_correction"], built.skipped = found.metrics(), found.skipped
         if recipe.four_bits:
             built.metrics["int4_weights"] = pack(model, recipe.four_bits, target.provider == PROVIDER)
         return built

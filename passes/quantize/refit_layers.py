@@ -1,0 +1,101 @@
+"""The layers of a quantized model that are refitted to the float model, and what each should compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.analysis.layers.residual import residual
+from graphopt.analysis.layers.running import BATCH, Images, Network, fitting
+from graphopt.analysis.layers.sampling import Sampler, obstacle, sampler_of
+from graphopt.ir import Model
+from graphopt.passes.quantize.ranges import Limits
+from graphopt.pipeline import Context, Skipped
+
+_ROWS = 12288  # sampled positions of a layer over all images
+_LEAST_ROWS = 16  # for each input of an output
+_ROW_BYTES = 192 << 20  # of a layer's inputs at these positions
+_STORED = 256 << 20  # bytes of float outputs held at a time
+
+
+@dataclass
+class Reconstruction:
+    """What came of it: relative squared error of layer outputs before and after, by node name."""
+
+    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def improved(self) -> int:
+        return sum(after < before for before, after in self.errors.values())
+
+    def metrics(self) -> dict[str, float | int]:
+        """For the report."""
+        before, after = np.mean(list(self.errors.values()), axis=0) if self.errors else (0.0, 0.0)
+        return {
+            "layers": len(self.errors),
+            "improved": self.improved,
+            "relative_error_before": float(f"{before:.4g}"),
+            "relative_error_after": float(f"{after:.4g}"),
+        }
+
+
+@dataclass(frozen=True)
+class Layer:
+    name: str
+    node: gs.Node
+    source: gs.Node
+    sampler: Sampler
+    limits: Limits
+    target: str
+    skip: str | None
+    per_image: int
+    rows: int
+
+    def rng(self, ctx: Context, number: int) -> np.random.Generator:
+        """Positions are drawn anew for every batch, and alike for both models."""
+        return ctx.rng(f"quantize.rows.{self.name}.{number}")
+
+
+def layers_of(
+    original: Model, quantized: Model, limits: Mapping[str, Limits], images: Images, skipped: list[Skipped]
+) -> Iterator[Layer]:
+    source = {n.name: (i, n) for i, n in enumerate(original.graph.nodes)}
+    made_by = {t.name: i for i, node in enumerate(original.graph.nodes) for t in node.outputs}
+    present = quantized.graph.tensors()
+    for node in quantized.graph.nodes:
+        if node.name not in limits:
+            continue
+        index, twin = source[node.name]
+        sampler, why = sampler_of(twin), obstacle(twin) or obstacle(node)
+        if sampler is None or why:
+            skipped.append(Skipped(node.name, node.op, f"its weights are rounded to nearest, not refitted: {why}"))
+            continue
+        target, skip = residual(original, twin.outputs[0], index, made_by)
+        if skip is not None and skip not in present:
+            target, skip = twin.outputs[0].name, None
+        groups, inputs, _ = sampler.read(twin)[0].shape
+        rows = min(max(_ROWS, _LEAST_ROWS * inputs), max(1, _ROW_BYTES // (4 * groups * inputs)))
+        per_image = -(-rows // max(1, images.count))
+        yield Layer(node.name, node, twin, sampler, limits[node.name], target, skip, per_image, rows)
+
+
+def targets_of(network: Network, layers: list[Layer], ctx: Context) -> Iterator[list[np.ndarray]]:
+    """Float outputs of each layer at its sampled positions, by batch: [rows, channels]. The float model runs once for
+    as many layers as fit in memory together."""
+    tensors = network.model.graph.tensors()
+
+    def size(layer: Layer) -> int:
+        shape = [d if isinstance(d, int) else 1 for d in tensors[layer.target].shape or [1]]
+        return 4 * shape[layer.sampler.channel_axis] * layer.rows + 4 * BATCH * int(np.prod(shape[1:]))
+
+    for chunk in fitting(layers, size, _STORED):
+        rows: list[list[np.ndarray]] = [[] for _ in chunk]
+        for number, values in enumerate(network.tensors([layer.target for layer in chunk])):
+            for layer, into in zip(chunk, rows, strict=True):
+                y = layer.sampler.outputs(values[layer.target], layer.rng(ctx, number), layer.per_image)
+                into.append(y + np.float32(layer.limits.offset))
+        yield from rows
