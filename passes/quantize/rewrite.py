@@ -117,7 +117,8 @@ class Rewriter:
             written[y.name] = QuantParams(float(np.float32(1 / (255 * alpha))), lowest, self.target.activation)
             producer = x.inputs[0] if x.inputs else None
             alone = sole_consumer(self.model, x) is node and any(producer is n for n in self._chosen)
-            if alone and producer is not None and takes_offset(producer) and x.name not in self._saturated:
+            raw = x.name not in self._saturated and x.name not in written
+            if alone and raw and producer is not None and takes_offset(producer):
                 self._shift_bias(producer, beta / alpha)
                 node.inputs.clear()
                 node.outputs.clear()
