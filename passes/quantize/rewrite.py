@@ -214,6 +214,10 @@ class Rewriter:
         node.inputs[1] = self._dequantized(weight.name, result.values, result.scales, axis)
         if result.bias is not None and result.bias_scales is not None:
             name = f"{node.name}_bias" if bias is None else node.inputs[2].name
+            if self.target.float_bias:
+                real = result.bias * result.bias_scales.astype(np.float64)
+                node.inputs = [*node.inputs[:2], self.model.constant(name, real.astype(np.float32))]
+                return
             node.inputs = [*node.inputs[:2], self._dequantized(name, result.bias, result.bias_scales, 0)]
 
     def _operands(self, node: gs.Node) -> None:
