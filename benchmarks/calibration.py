@@ -69,7 +69,13 @@ def main() -> None:
         for _ in range(options.rounds):
             for count in counts:
                 ours = [sys.executable, "-c", "from graphopt.cli import main; main()", "run", str(options.model)]
-                ours += ["--passes", f"quantize{{calibration={options.method}}}", "--no-eval", "-o", out]
+                ours += [
+                    "--passes",
+                    f"quantize{{calibration={options.method},place=estimated}}",
+                    "--no-eval",
+                    "-o",
+                    out,
+                ]
                 ours += ["--calibration-data", str(options.images), "--preprocess", options.preprocess]
                 ours += ["--calibration-images", str(count), "--threads", str(os.cpu_count() or 1)]
                 found.setdefault(f"graphopt {options.method}, {count} images", []).append(measure(ours))

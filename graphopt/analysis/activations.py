@@ -1,12 +1,12 @@
 """What the activations of a model look like on the calibration images: the one calibration engine.
 
 The float model runs once over the images with the tensors of interest as its outputs; what is kept of a tensor is
-its extremes and, if asked for, a histogram. Memory does not grow with the number of images.
+its extremes and, if asked for, a histogram. Memory does not grow with the number of images, and statistics of parts of
+the images merge into those of all.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,11 +16,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.analysis.base import Analysis
+from graphopt.analysis.histogram import Histogram
+from graphopt.analysis.thresholds import entropy_range, mse_range
 from graphopt.errors import DataError, ModelError
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
 
-_HIGH_HALF = 1 if sys.byteorder == "little" else 0
+Method = Literal["minmax", "average", "percentile", "entropy", "mse"]
 _BATCH_ELEMENTS = 1 << 22  # activations held at a time, over all tensors asked for
 _MAX_BATCH = 32
 # Values that one image adds to a histogram, a tensor. A percentile such as the 99.99th is the same over millions of
@@ -28,75 +30,18 @@ _MAX_BATCH = 32
 _SAMPLE = 1 << 15
 
 
-class Histogram:
-    """Counts of float32 values in bins of constant relative width, 1/128 of the value.
-
-    A bin is the upper half of the float's bits (sign, exponent, 7 bits of mantissa; as in bfloat16). So bins need no
-    range chosen beforehand, and histograms merge exactly, in any order.
-    """
-
-    def __init__(self) -> None:
-        self._positive = np.zeros(0, np.int64)  # [bins] by upper half of the bits
-        self._negative = np.zeros(0, np.int64)  # the same of the magnitude
-
-    def add(self, values: np.ndarray) -> None:
-        """Count finite values of any shape."""
-        flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-        if not flat.size:
-            return
-        counts = np.bincount(flat.view(np.uint16)[_HIGH_HALF::2])
-        self._positive = _sum(self._positive, counts[:0x8000])
-        self._negative = _sum(self._negative, counts[0x8000:])
-
-    def merge(self, other: Histogram) -> None:
-        """Count what ``other`` counted."""
-        self._positive = _sum(self._positive, other._positive)
-        self._negative = _sum(self._negative, other._negative)
-
-    @property
-    def count(self) -> int:
-        """How many values were counted."""
-        return int(self._positive.sum() + self._negative.sum())
-
-    def bins(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Lower edges, upper edges (float64) and counts (int64) of the bins in use, ascending, each [bins]."""
-        parts = []
-        for counts, sign in ((self._negative, -1.0), (self._positive, 1.0)):
-            used = np.flatnonzero(counts)
-            inner, outer = (_edge(used + k).astype(np.float64) * sign for k in (0, 1))
-            part = (inner, outer, counts[used]) if sign > 0 else (outer[::-1], inner[::-1], counts[used][::-1])
-            parts.append(part)
-        low, high, counts = (np.concatenate(p) for p in zip(*parts, strict=True))
-        return low, high, counts
-
-    def quantile(self, q: float) -> float:
-        """The value that a fraction ``q`` of the counted values lie below, linear within a bin. NaN if empty."""
-        low, high, counts = self.bins()
-        if not counts.size:
-            return float("nan")
-        below = np.cumsum(counts)
-        rank = q * below[-1]
-        i = min(int(np.searchsorted(below, rank)), len(counts) - 1)
-        inside = (rank - (below[i] - counts[i])) / counts[i]
-        return float(low[i] + (high[i] - low[i]) * min(max(inside, 0.0), 1.0))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Histogram):
-            return NotImplemented
-        pairs = zip(self.bins(), other.bins(), strict=True)
-        return all(np.array_equal(a, b) for a, b in pairs)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
 @dataclass
 class TensorStatistics:
-    """One tensor over all calibration images: exact extremes, means by channel, and perhaps a histogram."""
+    """One tensor over all calibration images: exact extremes, of all and as means over images; means by channel; and
+    perhaps a histogram."""
 
     low: float = float("inf")
     high: float = float("-inf")
     histogram: Histogram | None = None
     images: int = 0
+    parts: int = 0  # that the sums of extremes are over: images, or batches where the tensor does not tell them apart
+    low_sum: float = 0.0
+    high_sum: float = 0.0
     _sums: np.ndarray | None = None
 
     @property
@@ -104,13 +49,22 @@ class TensorStatistics:
         """Mean of each channel (axis 1) over images and positions, float64 [channels]; None for other ranks."""
         return None if self._sums is None else self._sums / max(self.images, 1)
 
-    def add(self, values: np.ndarray, sample: int | None = None) -> None:
-        """Take in a batch [n,...], or a scalar; at most ``sample`` values an image go into the histogram."""
+    def add(self, values: np.ndarray, sample: int | None = None, images: int | None = None) -> None:
+        """Take in a batch [n,...], or a scalar; at most ``sample`` values an image go into the histogram.
+
+        ``images``: how many the batch is of, where the first axis holds more than one entry for each.
+        """
         if not values.size:
             return
         values = np.atleast_1d(values)
-        self.low = float(np.minimum(self.low, values.min()))  # unlike min(), keeps a NaN
-        self.high = float(np.maximum(self.high, values.max()))
+        count = len(values) if images is None or values.size % images else images
+        each = values.reshape(count, -1)
+        lows, highs = each.min(axis=1), each.max(axis=1)
+        self.low = float(np.minimum(self.low, lows.min()))  # unlike min(), keeps a NaN
+        self.high = float(np.maximum(self.high, highs.max()))
+        self.low_sum += float(lows.sum(dtype=np.float64))
+        self.high_sum += float(highs.sum(dtype=np.float64))
+        self.parts += count
         if values.ndim >= 2:
             by_channel = values.reshape(values.shape[0], values.shape[1], -1)
             sums = by_channel.mean(axis=2).sum(axis=0, dtype=np.float64)
@@ -122,6 +76,21 @@ class TensorStatistics:
             # An odd step shares no factor with the usual widths and channel counts: every position is met.
             self.histogram.add(flat[:: step if step == 1 else step | 1])
 
+    def merge(self, other: TensorStatistics) -> None:
+        """Become the statistics of the images of both."""
+        self.low, self.high = (
+            float(np.minimum(self.low, other.low)),
+            float(np.maximum(self.high, other.high)),
+        )
+        self.low_sum, self.high_sum = self.low_sum + other.low_sum, self.high_sum + other.high_sum
+        self.parts, self.images = self.parts + other.parts, self.images + other.images
+        if other._sums is not None:
+            self._sums = other._sums.copy() if self._sums is None else self._sums + other._sums
+        if other.histogram is not None:
+            if self.histogram is None:
+                self.histogram = Histogram()
+            self.histogram.merge(other.histogram)
+
     def range(self, percentile: float = 100.0) -> tuple[float, float]:
         """Bounds that hold ``percentile`` percent of the values, what is outside split evenly; 100: the extremes."""
         if percentile >= 100 or self.histogram is None:
@@ -129,6 +98,20 @@ class TensorStatistics:
         tail = (100 - percentile) / 200
         low = max(self.low, self.histogram.quantile(tail))
         return low, max(low, min(self.high, self.histogram.quantile(1 - tail)))
+
+    def bounds(self, method: Method, percentile: float = 100.0, levels: int = 256) -> tuple[float, float]:
+        """The range that a calibration method chooses, within the extremes, for so many ``levels``.
+
+        All but ``minmax`` and ``average`` need a histogram.
+        """
+        if method == "average":
+            return self.low_sum / max(self.parts, 1), self.high_sum / max(self.parts, 1)
+        if method == "percentile":
+            return self.range(percentile)
+        if method == "minmax" or self.histogram is None:
+            return self.low, self.high
+        choose = entropy_range if method == "entropy" else mse_range
+        return choose(self.histogram, self.low, self.high, levels)
 
 
 @dataclass(frozen=True)
@@ -148,9 +131,9 @@ class ActivationStatistics(Analysis[Mapping[str, TensorStatistics]]):
             name: TensorStatistics(histogram=Histogram() if self.method == "histogram" else None)
             for name in dict.fromkeys(self.tensors)
         }
-        for batch in observe(model, ctx, tuple(found), self.images):
+        for count, batch in _observe(model, ctx, tuple(found), self.images):
             for name, values in batch.items():
-                found[name].add(values, _SAMPLE)
+                found[name].add(values, _SAMPLE, count)
         if any(s.images == 0 for s in found.values()):
             raise DataError("there are no calibration images", "calibrate on at least one image")
         for name, statistics in found.items():
@@ -168,8 +151,17 @@ def observe(
     """Run the calibration images through ``model`` and yield the named tensors, batch by batch.
 
     Batches are as large as keeps the tensors under a fixed number of elements, so memory depends on the model alone.
-    A batch size that the model fixes is kept by repeating the last image; the repetition is yielded, too.
+    A batch size that the model fixes is kept by repeating the last image; the repetition is yielded, too. Fewer images
+    than there are come from all over them, since folders hold one class after the other.
     """
+    for _, batch in _observe(model, ctx, tensors, images):
+        yield batch
+
+
+def _observe(
+    model: Model, ctx: Any, tensors: tuple[str, ...], images: int | None
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Number of images (repetitions included) and tensors, batch by batch."""
     if not tensors:
         return
     if len(model.inputs) != 1:
@@ -182,19 +174,20 @@ def observe(
     fixed = entry.shape[0] if entry.shape and isinstance(entry.shape[0], int) and entry.shape[0] > 0 else None
     size = fixed or probe.batch_size()
     total = len(ctx.calibration) if images is None else min(images, len(ctx.calibration))
-    batches = ctx.calibration.batches(size, limit=images)
+    chosen = ctx.calibration if images is None else ctx.calibration.subset(images, ctx.seed)
+    batches = chosen.batches(size)
     # One batch runs while the caller counts the one before. The order, and so the result, stays the same.
     with ThreadPoolExecutor(1, thread_name_prefix="calibrate") as pool:
-        running: Future[dict[str, np.ndarray]] | None = None
+        running: tuple[int, Future[dict[str, np.ndarray]]] | None = None
         for x in ctx.progress.track(batches, "calibrating", -(-total // size)):
             if fixed and len(x) < fixed:
                 x = np.concatenate([x, np.repeat(x[-1:], fixed - len(x), axis=0)])
-            done = running.result() if running is not None else None
-            running = pool.submit(probe.run, entry.name, x)
+            done = (running[0], running[1].result()) if running is not None else None
+            running = len(x), pool.submit(probe.run, entry.name, x)
             if done is not None:
                 yield done
         if running is not None:
-            yield running.result()
+            yield running[0], running[1].result()
 
 
 @dataclass
@@ -242,14 +235,3 @@ class _Probe:
         if self._session is not None:
             values.update(zip(self._inner, run_feeds(self._session, {entry: x}), strict=True))
         return values
-
-
-def _sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    short, long = (a, b) if len(a) < len(b) else (b, a)
-    total = long.astype(np.int64)
-    total[: len(short)] += short
-    return total
-
-
-def _edge(upper: np.ndarray) -> np.ndarray:
-    return (upper.astype(np.uint32) << 16).view(np.float32)

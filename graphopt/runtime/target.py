@@ -5,7 +5,6 @@ Quantization, channel rounding and placement read this record; no pass has an ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -70,6 +69,8 @@ class Target:
     QuantizeLinear.
     ``int8_followers``: operators that are slow in int8 unless what they read was written by an int8 operator, whose
     layout they then share. The runtime drags them into int8 across a QuantizeLinear unless something stands between.
+    ``fused_behind``: float operators that the runtime makes part of an int8 operator before them.
+    ``float_bias``: biases stay float32; the runtime takes no other.
     ``measurable``: whether times that are measured on this machine are those of the target.
     ``fused_names``: what the runtime calls an operator in int8, where it is not ``QLinear`` before the name.
     """
@@ -88,6 +89,8 @@ class Target:
     integer_ops: frozenset[str] = frozenset()
     self_quantizing: frozenset[str] = frozenset()
     int8_followers: frozenset[str] = frozenset()
+    fused_behind: frozenset[str] = frozenset()
+    float_bias: bool = False
     measurable: bool = False
     fused_names: tuple[tuple[str, tuple[str, ...]], ...] = ()
     costs: Costs = Costs()
@@ -95,36 +98,6 @@ class Target:
     def fused(self, op: str) -> tuple[str, ...]:
         """The runtime's names for ``op`` in int8."""
         return dict(self.fused_names).get(op, (f"QLinear{op}",))
-
-
-_ORT_INT8 = frozenset("Conv MatMul Gemm Add Mul AveragePool GlobalAveragePool LeakyRelu Sigmoid Softmax Concat".split())
-_ORT_PASSTHROUGH = frozenset(
-    "MaxPool ReduceMax ReduceMin Resize Reshape Transpose Flatten Squeeze Unsqueeze".split()
-).union("Slice Split Gather Expand Tile".split())
-# From ONNX Runtime's profiles of whole models on an x86 CPU with AVX512-VNNI, where weights and tensors come from where
-# they are in a network. In float an activation behind a Conv is fused, thus free. A Conv in int8 first copies the input
-# under each tap of its kernel: with few channels, as in the first layer, that takes longer than the products.
-_ORT_COSTS = Costs(
-    ops=(
-        ("Conv", OpCost(0.0095, 0.0022, 0.16, 0.10, int8_tap_ns=1.0)),
-        ("depthwise", OpCost(0.0165, 0.0225, 0.20, 0.14, int8_tap_ns=0.1, int8_odd_ns=0.7)),
-        ("Gemm", OpCost(0.0095, 0.0022, 0.16, 0.30)),
-        ("MatMul", OpCost(0.0095, 0.0022, 0.16, 0.30)),
-        ("vector", OpCost(0.13, 0.04)),
-        ("product", OpCost(0.012, 0.02, 0.10, 0.20)),
-        ("Add", OpCost(0.08, 0.11)),
-        ("Mul", OpCost(0.08, 0.20)),
-        ("HardSigmoid", OpCost(0.03, 0.09)),
-        ("Sigmoid", OpCost(0.5, 0.5)),
-        ("LeakyRelu", OpCost(0.1, 0.5)),
-        ("Softmax", OpCost(0.3, 2.4)),
-        ("AveragePool", OpCost(0.5, 0.5)),
-        ("GlobalAveragePool", OpCost(1.0, 1.0)),
-        ("MaxPool", OpCost(1.0, 0.5)),
-    ),
-    convert_ns=0.3,
-    node_ns=1500.0,
-)
 
 
 @cache
@@ -137,37 +110,10 @@ def has_vnni() -> bool:
     return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
-def _ort_cpu() -> Target:
-    return Target(
-        name="ort-cpu",
-        provider="CPUExecutionProvider",
-        activation="uint8",
-        weight="int8",
-        symmetric_activations=False,
-        reduce_range=not has_vnni(),
-        channel_multiple=8,
-        int8_ops=_ORT_INT8,
-        passthrough_ops=_ORT_PASSTHROUGH,
-        float_output_ops=frozenset({"Gemm", "MatMul"}),
-        absorbed_ops=frozenset({"Relu", "Clip"}),
-        integer_ops=frozenset({"Pad"}),
-        self_quantizing=frozenset({"Conv", "ConvTranspose", "Gemm"}),
-        int8_followers=frozenset({"MaxPool"}),
-        measurable=True,
-        fused_names=(
-            ("Conv", ("QLinearConv",)),
-            ("Gemm", ("QGemm",)),
-            ("MatMul", ("QLinearMatMul", "MatMulIntegerToFloat")),
-        ),
-        costs=_ORT_COSTS,
-    )
-
-
-TARGETS: dict[str, Callable[[], Target]] = {"ort-cpu": _ort_cpu}
-
-
 def get_target(name: str) -> Target:
     """The target called ``name``. Raises UsageError with the nearest match."""
+    from graphopt.runtime.targets import TARGETS
+
     if name not in TARGETS:
         raise unknown("target", name, TARGETS)
     return TARGETS[name]()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.analysis.activations import Method
 from graphopt.analysis.cost import cost
 from graphopt.analysis.judge import Judge
 from graphopt.analysis.layers.suited import suited
@@ -52,8 +53,8 @@ class Quantize(Pass):
 
     calibration: str = option(
         "minmax",
-        "How a tensor's range is found: its extremes, or all but rare values",
-        choices=("minmax", "percentile"),
+        "How a range is found: extremes, their mean over images, all but rare values, least divergence or error",
+        choices=("minmax", "average", "percentile", "entropy", "mse"),
     )
     percentile: float = option(99.999, "Values inside the range, in percent (percentile)", min=50.0, max=100.0)
     place: str = option(
@@ -151,8 +152,8 @@ class Quantize(Pass):
         skipped.extend(plan.skipped)
         if not any(has_weights(n) for i, n in enumerate(model.graph.nodes) if i in plan.int8):
             return Assembler(original, ctx, Plan(), replace(recipe, layers=recipe.four_bits))
-        percentile = self.percentile if self.calibration == "percentile" else 100.0
-        found = calibrate(model, ctx, plan, percentile, self.images)
+        method: Method = self.calibration  # type: ignore[assignment]
+        found = calibrate(model, ctx, plan, self.percentile, self.images, method)
         metrics |= {
             "calibration_images": min(len(ctx.calibration), self.images or len(ctx.calibration)),
             "calibrated_tensors": len(found.params),

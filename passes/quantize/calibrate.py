@@ -10,7 +10,7 @@ import networkx as nx
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.analysis.activations import ActivationStatistics
+from graphopt.analysis.activations import ActivationStatistics, Method
 from graphopt.ir import Model
 from graphopt.passes.quantize.operators import clip_bounds, data_inputs, is_activation
 from graphopt.passes.quantize.placement import Plan, outputs_in_int8
@@ -31,12 +31,17 @@ class Calibrated:
 
 
 def calibrate(
-    model: Model, ctx: Context, plan: Plan, percentile: float = 100.0, images: int | None = None
+    model: Model,
+    ctx: Context,
+    plan: Plan,
+    percentile: float = 100.0,
+    images: int | None = None,
+    method: Method = "percentile",
 ) -> Calibrated:
     """Look at the calibration images once, and choose parameters.
 
-    Tensors that operators only move between each other share one set. ``percentile`` of the values lie inside the
-    range; 100 takes the extremes.
+    Tensors that operators only move between each other share one set. With the method ``percentile``, that share of the
+    values lies inside the range; 100 takes the extremes.
     """
     target = ctx.target
     nodes = model.graph.nodes
@@ -60,12 +65,15 @@ def calibrate(
             known[node.outputs[0].name] = (low, low + (high - low) / steps * 255)
     weighted = {n.inputs[0].name for n in chosen if n.op in ("Conv", "Gemm")}
     ask = tuple(n for n in groups if (n not in moved and n not in known) or n in weighted)
-    method: Literal["extremes", "histogram"] = "histogram" if percentile < 100 else "extremes"
-    statistics = ctx.analysis(ActivationStatistics(ask, method, images), model)
+    kept: Literal["extremes", "histogram"] = "histogram"
+    if method in ("minmax", "average") or (method == "percentile" and percentile >= 100):
+        kept = "extremes"
+    statistics = ctx.analysis(ActivationStatistics(ask, kept, images), model)
+    levels = np.iinfo(target.activation).max - np.iinfo(target.activation).min + 1
     params: dict[str, QuantParams] = {}
     for names in members:
         ranges = [
-            known[n] if n in known else _trim(model, tensors[n], statistics[n].range(percentile))
+            known[n] if n in known else _trim(model, tensors[n], statistics[n].bounds(method, percentile, levels))
             for n in names
             if n not in moved
         ]

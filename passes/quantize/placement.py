@@ -73,6 +73,8 @@ def decide(
         node = nodes[i]
         if plan.absorbed.pop(i, None) is not None:
             continue  # it follows its operator, which is reported
+        if node.op in target.fused_behind and _behind_int8(model, target, plan, position, node):
+            continue
         plan.skipped.append(Skipped(node.name, node.op, reasons.get(i) or too_dear(model, node, target)))
     plan.skipped.extend(
         Skipped(n.name, n.op, "its subgraphs are left as they are: export the model without control flow")
@@ -121,6 +123,13 @@ def _lonely(model: Model, target: Target, plan: Plan, position: dict[int, int]) 
             if not any(plan.absorbed.get(k, k) in plan.int8 for k in producers):
                 found.append(i)
     return found
+
+
+def _behind_int8(model: Model, target: Target, plan: Plan, position: dict[int, int], node: gs.Node) -> bool:
+    """Whether a chain of operators that the runtime fuses leads to the node from one in int8."""
+    while node.op in target.fused_behind and node.inputs[0].inputs:
+        node = node.inputs[0].inputs[0]
+    return position.get(id(node), -1) in plan.int8
 
 
 def outputs_in_int8(model: Model, target: Target, plan: Plan) -> set[str]:

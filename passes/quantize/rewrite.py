@@ -117,7 +117,8 @@ class Rewriter:
             written[y.name] = QuantParams(float(np.float32(1 / (255 * alpha))), lowest, self.target.activation)
             producer = x.inputs[0] if x.inputs else None
             alone = sole_consumer(self.model, x) is node and any(producer is n for n in self._chosen)
-            if alone and producer is not None and takes_offset(producer) and x.name not in self._saturated:
+            raw = x.name not in self._saturated and x.name not in written
+            if alone and raw and producer is not None and takes_offset(producer):
                 self._shift_bias(producer, beta / alpha)
                 node.inputs.clear()
                 node.outputs.clear()
@@ -213,6 +214,10 @@ class Rewriter:
         node.inputs[1] = self._dequantized(weight.name, result.values, result.scales, axis)
         if result.bias is not None and result.bias_scales is not None:
             name = f"{node.name}_bias" if bias is None else node.inputs[2].name
+            if self.target.float_bias:
+                real = result.bias * result.bias_scales.astype(np.float64)
+                node.inputs = [*node.inputs[:2], self.model.constant(name, real.astype(np.float32))]
+                return
             node.inputs = [*node.inputs[:2], self._dequantized(name, result.bias, result.bias_scales, 0)]
 
     def _operands(self, node: gs.Node) -> None:

@@ -32,6 +32,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.x)
 
+    def subset(self, n: int, seed: int = 0) -> Images:
+        return (
+            self if n >= len(self) else Images(self.x[np.sort(np.random.default_rng(seed).permutation(len(self))[:n])])
+        )
+
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[np.ndarray]:
         total = len(self) if limit is None else min(limit, len(self))
         for start in range(0, total, batch_size):
@@ -156,11 +161,11 @@ def test_statistics_are_the_same_again(method: str) -> None:
 
 def test_images_are_limited() -> None:
     model = Model.from_text(CONV)
-    x = np.zeros((10, 2, 4, 4), np.float32)
-    x[7] = 5
+    x = np.repeat(np.arange(40, dtype=np.float32), 2 * 4 * 4).reshape(40, 2, 4, 4)
     ctx = context(model, x)
-    assert ctx.analysis(ActivationStatistics(("x",), images=7), model)["x"].high == 0
-    assert ctx.analysis(ActivationStatistics(("x",)), model)["x"].high == 5
+    few, every = (ctx.analysis(ActivationStatistics(("x",), images=n), model)["x"] for n in (12, None))
+    assert (few.images, every.images) == (12, 40)
+    assert few.high > 12 and few.low < 28  # not the first, which are of the first classes
 
 
 def test_a_fixed_batch_is_filled_up() -> None:
@@ -254,3 +259,80 @@ def test_statistics_by_part_equal_those_of_all(parts: list[np.ndarray]) -> None:
     assert whole.channel_means is not None and grown.channel_means is not None
     np.testing.assert_allclose(whole.channel_means, grown.channel_means, rtol=1e-5, atol=1e-6)
     assert whole.range(99.0) == grown.range(99.0)
+
+
+# --- methods ------------------------------------------------------------------------------------------------------
+
+
+def statistics_of(values: np.ndarray) -> TensorStatistics:
+    found = TensorStatistics(histogram=Histogram())
+    found.add(values.astype(np.float32))
+    return found
+
+
+@pytest.mark.parametrize("method", ["minmax", "average", "percentile", "entropy", "mse"])
+@given(st.integers(1, 6), st.integers(0, 99))
+@settings(max_examples=10, deadline=None)
+def test_two_halves_merge_into_the_whole(method: str, cut: int, seed: int) -> None:
+    x = np.random.default_rng(seed).standard_t(3, (7, 4, 5)).astype(np.float32)
+    merged = statistics_of(x[:cut])
+    merged.merge(statistics_of(x[cut:]))
+    whole = statistics_of(x)
+    assert merged.bounds(method, 99.0) == pytest.approx(whole.bounds(method, 99.0), rel=1e-6)  # type: ignore[arg-type]
+    assert np.allclose(merged.channel_means, whole.channel_means)  # type: ignore[arg-type]
+    assert merged.images == whole.images == 7
+
+
+def test_merging_with_nothing_changes_nothing() -> None:
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    one, none = statistics_of(x), TensorStatistics()
+    none.merge(one)
+    assert none.bounds("mse") == one.bounds("mse")
+    one.merge(TensorStatistics())
+    assert one.bounds("mse") == none.bounds("mse") and one.images == 3
+
+
+@pytest.mark.parametrize(("method", "most"), [("average", 6), ("percentile", 6), ("entropy", 10), ("mse", 24)])
+def test_all_but_minmax_cut_off_a_rare_extreme(method: str, most: float) -> None:
+    x = np.random.default_rng(0).normal(size=(64, 4096)).astype(np.float32)
+    x[3, 5] = 30.0
+    low, high = statistics_of(x).bounds(method, 99.99)  # type: ignore[arg-type]
+    assert -7 < low < -2 and 2 < high < most
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
+def test_what_has_no_tails_keeps_its_range(method: str) -> None:
+    x = np.random.default_rng(0).uniform(0, 6, size=(16, 4096))
+    low, high = statistics_of(x).bounds(method, 99.99)  # type: ignore[arg-type]
+    assert low == pytest.approx(0, abs=0.05) and high == pytest.approx(6, rel=0.05)
+
+
+def test_least_squares_are_no_worse_than_the_extremes() -> None:
+    from graphopt.passes.quantize.ranges import activation_params
+
+    x = np.random.default_rng(0).laplace(size=(64, 4096)).astype(np.float32)
+    errors = {}
+    for method in ("minmax", "mse"):
+        params = activation_params(*statistics_of(x).bounds(method))  # type: ignore[arg-type]
+        restored = params.scale * (params.quantize(x).astype(np.float64) - params.zero_point)
+        errors[method] = float(np.mean((restored - x) ** 2))
+    assert errors["mse"] < 0.8 * errors["minmax"]
+
+
+@pytest.mark.parametrize("method", ["minmax", "average", "percentile", "entropy", "mse"])
+def test_a_tensor_of_one_value_has_a_range(method: str) -> None:
+    assert statistics_of(np.zeros((4, 8))).bounds(method) == (0.0, 0.0)  # type: ignore[arg-type]
+    low, high = statistics_of(np.full((4, 8), 2.5)).bounds(method)  # type: ignore[arg-type]
+    assert low <= high == pytest.approx(2.5)
+
+
+def test_the_mean_of_extremes_is_over_images_whatever_the_batches() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(6, 10, 4)).astype(np.float32)
+    together, apart, joined = (TensorStatistics() for _ in range(3))
+    together.add(x)
+    joined.add(x.reshape(60, 4), images=6)
+    for image in x:
+        apart.add(image[None])
+    assert together.bounds("average") == pytest.approx(apart.bounds("average"))
+    assert joined.bounds("average") == pytest.approx(apart.bounds("average"))

@@ -10,6 +10,7 @@ import pytest
 from graphopt import UsageError
 from graphopt.runtime import target as module
 from graphopt.runtime.target import Costs, OpCost, get_target, has_vnni
+from graphopt.runtime.targets import TARGETS
 
 
 @pytest.fixture
@@ -45,14 +46,36 @@ def test_the_range_follows_the_cpu(monkeypatch, vnni):
     assert get_target("ort-cpu").reduce_range is not vnni
 
 
+def test_vnni_can_be_chosen(monkeypatch):
+    """And times of this machine are asked for only where it is the target."""
+    for vnni in (True, False):
+        monkeypatch.setattr(module, "has_vnni", lambda vnni=vnni: vnni)
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        found = {name: get_target(name) for name in TARGETS}
+        assert (found["ort-cpu-vnni"].reduce_range, found["ort-cpu-novnni"].reduce_range) == (False, True)
+        assert [n for n, t in found.items() if t.measurable] == [
+            "ort-cpu",
+            "ort-cpu-vnni" if vnni else "ort-cpu-novnni",
+        ]
+
+
+def test_on_arm_the_cpu_is_arm(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr(module, "has_vnni", lambda: False)
+    assert not get_target("ort-cpu").reduce_range and get_target("ort-cpu").measurable
+    assert get_target("ort-cpu-arm").measurable and not get_target("ort-cpu-novnni").measurable
+
+
 def test_an_unknown_target_names_the_nearest():
     with pytest.raises(UsageError) as error:
         get_target("ort-cpuu")
     assert "ort-cpuu" in str(error.value) and "ort-cpu" in (error.value.hint or "")
 
 
-def test_sets_do_not_contradict_each_other():
-    target = get_target("ort-cpu")
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_sets_do_not_contradict_each_other(name):
+    target = get_target(name)
+    assert target.name == name
     assert not target.int8_ops & target.passthrough_ops
     assert not target.int8_ops & target.absorbed_ops
     assert not target.passthrough_ops & target.integer_ops

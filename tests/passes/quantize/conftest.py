@@ -34,6 +34,11 @@ class Images:
     def part(self, numbers: np.ndarray) -> Images:
         return Images(self.x[numbers])
 
+    def subset(self, n: int, seed: int = 0) -> Images:
+        return (
+            self if n >= len(self) else Images(self.x[np.sort(np.random.default_rng(seed).permutation(len(self))[:n])])
+        )
+
     def batches(self, batch_size: int, limit: int | None = None) -> Iterator[np.ndarray]:
         total = len(self) if limit is None else min(limit, len(self))
         for start in range(0, total, batch_size):
