@@ -73,7 +73,8 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
         raise UsageError(f"{report_path} holds weights of the model", "write the report elsewhere")
     fixed = _fix_shapes(model, settings)
     judging = any(step.needs_held_out for step in passes if isinstance(step, Pass))
-    inputs = prepare(model, settings, evaluate=not options.no_eval, hold_out=judging)
+    training = any(step.needs_training for step in passes if isinstance(step, Pass))
+    inputs = prepare(model, settings, evaluate=not options.no_eval, hold_out=judging, train=training)
     evaluation = inputs.evaluation
     gates.check_possible(settings, evaluation is not None, evaluation is not None and evaluation.labels is not None)
     for note in inputs.notes:
@@ -81,7 +82,15 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
 
     reference = model.copy()
     ctx = Context(
-        target, inputs.calibration, reference, seed, threads, progress, latency_table=table, held_out=inputs.held_out
+        target,
+        inputs.calibration,
+        reference,
+        seed,
+        threads,
+        progress,
+        latency_table=table,
+        held_out=inputs.held_out,
+        training=inputs.training,
     )
     before = _Facts(path, path.stat().st_size, ctx.analysis(CostAnalysis(), reference))
     if evaluation is not None:

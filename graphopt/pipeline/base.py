@@ -109,6 +109,11 @@ class Pass(ABC):
         """Whether it decides by accuracy, measured on images that are neither for calibration nor for evaluation."""
         return False
 
+    @property
+    def needs_training(self) -> bool:
+        """Whether it trains, and so wants all images that neither evaluate nor are held out."""
+        return False
+
     def __post_init__(self) -> None:
         for info in self.options():
             object.__setattr__(self, info.name, _convert(self.name, info, getattr(self, info.name)))
