@@ -44,11 +44,15 @@ class Skipped:
 
 @dataclass
 class PassResult:
-    """What a pass did. ``metrics`` are plain JSON values that the pass chooses."""
+    """What a pass did. ``metrics`` are plain JSON values that the pass chooses.
+
+    ``again`` is the specification that gives the same bytes again, where the pass's own leaves that to time.
+    """
 
     changed: bool
     metrics: dict[str, Any] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+    again: str | None = None
 
 
 def option(

@@ -32,6 +32,7 @@ def train(options: Distill, model: Model, ctx: Context, minutes: float) -> PassR
     """Train ``model`` in place. Raises PassError without images, or for operators that do not train."""
     images, held_out = _images(options, ctx)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.deterministic = True
     with _threads(options.threads) as threads, kept_memory():
         taps = common(model, ctx.reference) if options.blocks else []
         names = logits(model), logits(ctx.reference)
@@ -68,7 +69,8 @@ def train(options: Distill, model: Model, ctx: Context, minutes: float) -> PassR
         "threads": threads,
         "synthetic_images": bool(images.synthetic),
     }
-    return PassResult(changed > 0, metrics, unlike)
+    again = _again(options, result, threads, metrics)
+    return PassResult(changed > 0, metrics | {"again": again}, unlike, again)
 
 
 def _images(options: Distill, ctx: Context) -> tuple[Batches, Batches]:
@@ -145,7 +147,7 @@ def _alike(student: Executor, teacher: Executor, taps: list[str], store: ImageSt
         Skipped(
             n,
             "-",
-            f"not compared with the loaded model: {list(ours[n].shape[1:])} an image, there {list(theirs[n].shape[1:])}",
+            f"not compared with the loaded model: its shape is {list(ours[n].shape)}, there {list(theirs[n].shape)}",
         )
         for n in taps
         if n not in good
@@ -166,10 +168,7 @@ def _say(options: Distill, result: Progressed, ctx: Context) -> None:
 
 
 def _metrics(options: Distill, result: Progressed, by_labels: bool) -> dict[str, object]:
-    """``again`` has the options that give these bytes again, whatever the budget was."""
     measure = "held_out_top1" if by_labels else "held_out_agreement"
-    again: dict[str, object] = {"steps": result.planned or result.steps, "minutes": None}
-    again["stop"] = result.steps if result.planned and result.steps < result.planned else None
     return {
         "steps": result.steps,
         "best_step": result.best_step,
@@ -177,5 +176,13 @@ def _metrics(options: Distill, result: Progressed, by_labels: bool) -> dict[str,
         f"{measure}_before": round(result.before, 3),
         f"{measure}_after": round(result.after, 3),
         "loss": round(result.loss, 6),
-        "again": dataclasses.replace(options, **again).spec,
     }
+
+
+def _again(options: Distill, result: Progressed, threads: int, metrics: dict[str, object]) -> str:
+    """The options that give these bytes again, on another machine of the kind and whatever the budget was."""
+    steps = result.planned or max(1, result.steps)
+    stop = result.steps if 0 < result.steps < steps else None
+    return dataclasses.replace(
+        options, minutes=None, steps=steps, stop=stop, threads=threads, precision=metrics["precision"]
+    ).spec
