@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -11,8 +11,8 @@ T = TypeVar("T")
 class Progress(Protocol):
     """What work may say while it runs. The console implementation lives in ``graphopt.cli``."""
 
-    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-        """Yield from ``items``, showing how many of ``total`` are done."""
+    def track(self, items: Iterable[T], description: str | Callable[[], str], total: int | None = None) -> Iterator[T]:
+        """Yield from ``items``, showing how many of ``total`` are done. A function describes what is new each time."""
         ...
 
     def log(self, message: str) -> None:
@@ -27,7 +27,7 @@ class Progress(Protocol):
 class Silent:
     """Progress that goes nowhere."""
 
-    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    def track(self, items: Iterable[T], description: str | Callable[[], str], total: int | None = None) -> Iterator[T]:
         yield from items
 
     def log(self, message: str) -> None:

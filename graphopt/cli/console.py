@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import click
@@ -20,7 +20,7 @@ class Terminal:
         self.quiet, self.verbose = quiet, verbose
         self._live = sys.stderr.isatty() and not quiet
 
-    def track(self, items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    def track(self, items: Iterable[T], description: str | Callable[[], str], total: int | None = None) -> Iterator[T]:
         if not self._live:
             yield from items
             return
@@ -31,11 +31,11 @@ class Terminal:
             for done, item in enumerate(items):
                 if bar is None and time.monotonic() - began > _PATIENCE:
                     bar = self._bar()
-                    task = bar.add_task(description, total=total, completed=done)
+                    task = bar.add_task(_text(description), total=total, completed=done)
                     bar.start()
                 yield item
                 if bar is not None:
-                    bar.update(task, completed=done + 1)
+                    bar.update(task, completed=done + 1, description=_text(description))
         finally:
             if bar is not None:
                 bar.stop()
@@ -61,3 +61,7 @@ class Terminal:
             console=Console(stderr=True),
             transient=True,
         )
+
+
+def _text(description: str | Callable[[], str]) -> str:
+    return description if isinstance(description, str) else description()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -80,8 +80,15 @@ class Batches:
         index = int(self.indices[position])
         return self.preprocess.apply(self.dataset.image(index), self.input)
 
-    def batches(self, batch_size: int, limit: int | None = None) -> Iterator[np.ndarray]:
+    def picture(self, position: int) -> np.ndarray:
+        """Image number ``position`` of these in the model's size, but as pixels: [H,W,C], uint8 for most."""
+        index = int(self.indices[position])
+        return self.preprocess.fitted(self.dataset.image(index), self.input)
+
+    def batches(self, batch_size: int, limit: int | None = None, *, pixels: bool = False) -> Iterator[np.ndarray]:
         """Yield the first ``limit`` images (None: all) in order, as [n,C,H,W] or [n,H,W,C].
+
+        With ``pixels`` they come as ``picture`` gives them.
 
         Every batch has ``batch_size`` images, except that the last may have fewer. Only two batches are held
         at a time. Raises DataError when an image cannot be decoded or sizes differ where the model fixes
@@ -90,20 +97,21 @@ class Batches:
         if batch_size < 1:
             raise ValueError("batch_size must be at least 1")
         total = len(self) if limit is None else min(limit, len(self))
+        read = self.picture if pixels else self.item
         if not (self.dataset.threaded and self.workers > 0):
             for start in range(0, total, batch_size):
                 positions = range(start, min(start + batch_size, total))
-                yield self._stack([self.item(p) for p in positions], start)
+                yield self._stack([read(p) for p in positions], start)
             return
-        yield from self._threaded(batch_size, total)
+        yield from self._threaded(read, batch_size, total)
 
-    def _threaded(self, batch_size: int, total: int) -> Iterator[np.ndarray]:
+    def _threaded(self, read: Callable[[int], np.ndarray], batch_size: int, total: int) -> Iterator[np.ndarray]:
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         pending: deque[tuple[int, list[Future[np.ndarray]]]] = deque()
         try:
             for start in range(0, total, batch_size):
                 positions = range(start, min(start + batch_size, total))
-                pending.append((start, [pool.submit(self.item, p) for p in positions]))
+                pending.append((start, [pool.submit(read, p) for p in positions]))
                 if len(pending) == 2:  # one batch is being decoded while the caller works on the one before
                     yield self._collect(pending)
             while pending:

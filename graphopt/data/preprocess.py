@@ -143,6 +143,15 @@ class Preprocess:
         Returns [C,H,W] or [H,W,C] in the target's layout and dtype (float32 for nearly all models). An image
         that has the target's size already is neither resized nor cropped.
         """
+        factor, offset = self.affine()
+        target = self.resolve(target)
+        result = self.fitted(image, target).astype(np.float32) * factor + offset
+        if target.layout == "nchw":
+            result = result.transpose(2, 0, 1)
+        return _cast(result, target.dtype)
+
+    def fitted(self, image: Image.Image | np.ndarray, target: ImageInput) -> np.ndarray:
+        """The pixels that ``apply`` turns into numbers: [H,W,C] of the model's size, uint8 from 8-bit pictures."""
         from graphopt.data import pixels
 
         target = self.resolve(target)
@@ -152,13 +161,13 @@ class Preprocess:
         values = pixels.as_array(picture)
         if self.order == "bgr" and target.channels >= 3:
             values = values[..., [2, 1, 0, *range(3, target.channels)]]
+        return values
+
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Factor and offset, float32 [1] or [channels]: number = pixel * factor + offset."""
         std = np.asarray(self.std, dtype=np.float64)
         factor = (self.scale / std).astype(np.float32)
-        offset = (-np.asarray(self.mean, dtype=np.float64) / std).astype(np.float32)
-        result = values.astype(np.float32) * factor + offset
-        if target.layout == "nchw":
-            result = result.transpose(2, 0, 1)
-        return _cast(result, target.dtype)
+        return factor, (-np.asarray(self.mean, dtype=np.float64) / std).astype(np.float32)
 
     def _keeps_integers(self) -> bool:
         return self.scale == 1 and all(s == 1 for s in self.std) and all(m == int(m) for m in self.mean)

@@ -13,6 +13,9 @@ CALIBRATION = 512
 CALIBRATION_SHARE = 0.25
 HELD_OUT = 4096
 HELD_OUT_SHARE = 0.5  # of what calibration leaves of one source
+# Where a pass trains: it needs the images more than those need to be held out, and as many as judge it.
+TRAINING_SHARE = 0.5
+HELD_OUT_OF_TRAINING = 0.1
 
 
 def choose(available: int, count: int = CALIBRATION, seed: int = 0) -> np.ndarray:
@@ -49,7 +52,16 @@ def hold_out(rest: np.ndarray, seed: int = 0, share: float = 1.0) -> tuple[np.nd
 
     At most ``share`` of them are held out, and no more than ``HELD_OUT``.
     """
-    chosen = choose(len(rest), min(HELD_OUT, int(share * len(rest))), seed)
+    return _divide(rest, min(HELD_OUT, int(share * len(rest))), seed)
+
+
+def split_off(rest: np.ndarray, seed: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Split indices into (a share of them, drawn by ``seed``, the others)."""
+    return _divide(rest, int(share * len(rest)), seed)
+
+
+def _divide(rest: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    chosen = choose(len(rest), count, seed)
     others = np.ones(len(rest), dtype=bool)
     others[chosen] = False
     return rest[chosen], rest[others]

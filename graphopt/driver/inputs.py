@@ -13,7 +13,17 @@ from graphopt.data.loader import Batches
 from graphopt.data.model_io import ImageInput, image_input
 from graphopt.data.preprocess import Preprocess
 from graphopt.data.sources import open_dataset
-from graphopt.data.split import CALIBRATION, HELD_OUT_SHARE, choose, overlap, split, without
+from graphopt.data.split import (
+    CALIBRATION,
+    HELD_OUT_OF_TRAINING,
+    HELD_OUT_SHARE,
+    TRAINING_SHARE,
+    choose,
+    overlap,
+    split,
+    split_off,
+    without,
+)
 from graphopt.data.split import hold_out as set_apart
 from graphopt.data.synthetic import synthetic_batches
 from graphopt.driver.config import Settings
@@ -32,6 +42,7 @@ class Inputs:
     calibration: Batches
     evaluation: Batches | None
     held_out: Batches | None = None
+    training: Batches | None = None
     notes: list[str] = field(default_factory=list)
 
     def describe(self) -> dict[str, Any]:
@@ -46,6 +57,8 @@ class Inputs:
             "calibration_source": self.calibration.description,
             "held_out": len(self.held_out) if self.held_out is not None else 0,
             "held_out_source": self.held_out.description if self.held_out is not None else None,
+            "training": len(self.training) if self.training is not None else 0,
+            "training_source": self.training.description if self.training is not None else None,
             "evaluation_source": evaluation.description if evaluation is not None else None,
         }
 
@@ -79,12 +92,15 @@ def classes(model: Model) -> int | None:
     return shape[1] if isinstance(shape[1], int) and shape[1] > 0 else None
 
 
-def prepare(model: Model, settings: Settings, *, evaluate: bool = True, hold_out: bool = False) -> Inputs:
+def prepare(
+    model: Model, settings: Settings, *, evaluate: bool = True, hold_out: bool = False, train: bool = False
+) -> Inputs:
     """Open the data and split it. Raises UsageError, DataError or ModelError.
 
     One source serves both purposes, split by the seed. With calibration data alone, nothing is evaluated; with no
     data at all, calibration uses synthetic images. ``hold_out`` sets images apart that do neither: others of the
-    calibration source, or of the one source.
+    calibration source, or of the one source. ``train`` gives to training all that neither
+    evaluates nor is held out, and holds fewer out.
     """
     preprocess = read_preprocess(settings.preprocess)
     described = model_input(model, preprocess.layout)
@@ -99,6 +115,7 @@ def prepare(model: Model, settings: Settings, *, evaluate: bool = True, hold_out
 
     evaluation: Batches | None = None
     held_out: Batches | None = None
+    training: Batches | None = None
     if settings.calibration_data is not None:
         source = _open(settings.calibration_data)
         chosen = choose(len(source), count, seed)
@@ -112,15 +129,25 @@ def prepare(model: Model, settings: Settings, *, evaluate: bool = True, hold_out
             if shared:
                 notes.append(f"{shared} images both calibrate and evaluate: the measured accuracy is flattered by them")
             spare = without(source, spare, judged, rest)
+        rest_of_source = spare[:0]
         if spare.size:
-            apart, _ = set_apart(spare, seed)
+            apart, rest_of_source = set_apart(spare, seed, HELD_OUT_OF_TRAINING if train else 1.0)
             held_out = batches(source, apart, f"{len(apart)} other images of {source.name}")
+        if train:
+            used = np.union1d(chosen, rest_of_source)
+            training = batches(source, used, f"{len(used)} of {len(source)} images of {source.name}")
     elif settings.data is not None:
         source = _open(settings.data)
         chosen, rest = split(source, count, seed)
+        used = chosen
+        if train and len(rest) > 2:
+            extra, rest = split_off(rest, seed, TRAINING_SHARE)
+            used = np.union1d(chosen, extra)
         if hold_out and len(rest) > 2:
-            apart, rest = set_apart(rest, seed, HELD_OUT_SHARE)
+            apart, rest = set_apart(rest, seed, HELD_OUT_OF_TRAINING if train else HELD_OUT_SHARE)
             held_out = batches(source, apart, f"{len(apart)} other images of {source.name}")
+        if train:
+            training = batches(source, used, f"{len(used)} of {len(source)} images of {source.name}")
         calibration = batches(source, chosen, f"{len(chosen)} of {len(source)} images of {source.name}")
         evaluation = batches(source, rest, f"the other {len(rest)} images of {source.name}")
     else:
@@ -133,7 +160,7 @@ def prepare(model: Model, settings: Settings, *, evaluate: bool = True, hold_out
     for given in (evaluation, calibration):
         if given is not None and not given.synthetic:
             notes.extend(note for note in suspicions(given, classes(model)) if note not in notes)
-    return Inputs(described, preprocess, calibration, evaluation, held_out, notes)
+    return Inputs(described, preprocess, calibration, evaluation, held_out, training, notes)
 
 
 def evaluation_only(model: Model, settings: Settings) -> tuple[Batches, list[str]]:

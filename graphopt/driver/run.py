@@ -16,7 +16,7 @@ from graphopt.errors import GraphoptError, ModelError, PassError, UsageError
 from graphopt.ir import Model, load
 from graphopt.ir.interface import fix_shapes
 from graphopt.ir.io import Staged, check_writable, stage
-from graphopt.pipeline import Context, Pass, Pipeline, Registry, format_pipeline
+from graphopt.pipeline import Context, Pass, Registry, format_pipeline
 from graphopt.pipeline.hooks import DumpIR, Hook, Reproducer
 from graphopt.pipeline.manager import PassManager
 from graphopt.progress import Progress
@@ -73,7 +73,8 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
         raise UsageError(f"{report_path} holds weights of the model", "write the report elsewhere")
     fixed = _fix_shapes(model, settings)
     judging = any(step.needs_held_out for step in passes if isinstance(step, Pass))
-    inputs = prepare(model, settings, evaluate=not options.no_eval, hold_out=judging)
+    training = any(step.needs_training for step in passes if isinstance(step, Pass))
+    inputs = prepare(model, settings, evaluate=not options.no_eval, hold_out=judging, train=training)
     evaluation = inputs.evaluation
     gates.check_possible(settings, evaluation is not None, evaluation is not None and evaluation.labels is not None)
     for note in inputs.notes:
@@ -81,7 +82,15 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
 
     reference = model.copy()
     ctx = Context(
-        target, inputs.calibration, reference, seed, threads, progress, latency_table=table, held_out=inputs.held_out
+        target,
+        inputs.calibration,
+        reference,
+        seed,
+        threads,
+        progress,
+        latency_table=table,
+        held_out=inputs.held_out,
+        training=inputs.training,
     )
     before = _Facts(path, path.stat().st_size, ctx.analysis(CostAnalysis(), reference))
     if evaluation is not None:
@@ -104,7 +113,7 @@ def optimize(path: Path, settings: Settings, options: Options, progress: Progres
             raise
         return _failed(story, before, error, report_path)
 
-    _stamp(model, passes)
+    _stamp(model, ",".join(manager.again))
     try:
         with stage(model, target_path) as staged:
             after = _measure(staged, path, model, ctx, before, inputs, options, settings)
@@ -232,9 +241,9 @@ def _failed(story: build.Story, before: _Facts, error: GraphoptError, report_pat
     return Outcome(report, error.exit_code, report_path, error)
 
 
-def _stamp(model: Model, passes: list[Pass | Pipeline]) -> None:
+def _stamp(model: Model, pipeline: str) -> None:
     model.metadata["graphopt.version"] = graphopt.__version__
-    model.metadata["graphopt.pipeline"] = format_pipeline(passes)
+    model.metadata["graphopt.pipeline"] = pipeline
     if model.source is not None:
         model.metadata["graphopt.source_sha256"] = model.source.sha256
     model.touch()

@@ -44,11 +44,15 @@ class Skipped:
 
 @dataclass
 class PassResult:
-    """What a pass did. ``metrics`` are plain JSON values that the pass chooses."""
+    """What a pass did. ``metrics`` are plain JSON values that the pass chooses.
+
+    ``again`` is the specification that gives the same bytes again, where the pass's own leaves that to time.
+    """
 
     changed: bool
     metrics: dict[str, Any] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
+    again: str | None = None
 
 
 def option(
@@ -107,6 +111,11 @@ class Pass(ABC):
     @property
     def needs_held_out(self) -> bool:
         """Whether it decides by accuracy, measured on images that are neither for calibration nor for evaluation."""
+        return False
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether it trains, and so wants all images that neither evaluate nor are held out."""
         return False
 
     def __post_init__(self) -> None:

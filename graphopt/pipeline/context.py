@@ -27,7 +27,8 @@ class Context:
     ``calibration`` is never empty: without images it holds synthetic ones and says so (``calibration.synthetic``).
     ``reference`` is the model as it was loaded. ``latency_table`` is None for the one of this machine. ``held_out`` are
     images that neither calibrate nor evaluate, for passes that ask for them (``needs_held_out``); None where there are
-    none to spare. Their labels may be used.
+    none to spare. Their labels may be used. ``training`` are all images that passes may train on, for those that ask
+    (``needs_training``); calibration images are among them.
     """
 
     target: Target
@@ -38,6 +39,7 @@ class Context:
     progress: Progress = field(default_factory=Silent)
     latency_table: LatencyTable | None = None
     held_out: Batches | None = None
+    training: Batches | None = None
     _cache: Cache = field(default_factory=Cache, repr=False)
 
     @property

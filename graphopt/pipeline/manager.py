@@ -32,6 +32,7 @@ class Record:
     metrics: dict[str, Any] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     exactness: dict[str, Any] | None = None
+    again: str | None = None
 
 
 # A pipeline that repeats until nothing changes ends sooner, unless two of its passes undo each other.
@@ -51,6 +52,7 @@ class PassManager:
     ) -> None:
         self.passes, self.hooks, self.verify_each = list(passes), list(hooks), verify_each
         self.records: list[Record] = []
+        self.again: list[str] = []  # specifications that give the same bytes again
         self._exact = _Segment()
         self._ran = 0
         self._idle: list[Pass] = []  # that said they changed nothing since the last that did
@@ -61,8 +63,9 @@ class PassManager:
         for step in self.passes:
             if isinstance(step, Pipeline):
                 self._run_pipeline(step, model, ctx)
+                self.again.append(step.spec)
             else:
-                self._run_one(step, model, ctx)
+                self.again.append(self._run_one(step, model, ctx).again or step.spec)
         self._check_idle(model, ctx)
         self._check_exact(model, ctx)
         return self.records
@@ -112,6 +115,7 @@ class PassManager:
         record = Record(
             step.spec, step.kind.value, result.changed, seconds, delta, result.metrics, list(result.skipped)
         )
+        record.again = result.again
         if keep or result.changed:
             self.records.append(record)
         for hook in self.hooks:

@@ -72,6 +72,7 @@ def fake_quantize(x: torch.Tensor, scale: torch.Tensor, zero: float, low: int, h
 
 def along(values: torch.Tensor, x: torch.Tensor, axis: int, block: int = 0) -> torch.Tensor:
     """Scales or zero points, shaped to broadcast against ``x``: of the tensor, of an axis, or of blocks on it."""
+    values = values.to(x.device)
     if values.numel() == 1 and values.dim() <= 1:
         return values.reshape(())
     if block:
@@ -111,7 +112,7 @@ def _dequantize(info: NodeInfo) -> Run:
     axis, block = info.attr("axis", 1), info.attr("block_size", 0)
 
     def run(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None = None) -> torch.Tensor:
-        x = x.to(scale.dtype)
+        x = x.to(scale.device, scale.dtype)
         if zero is not None:
             x = x - along(zero.to(scale.dtype), x, axis, block)
         return x * along(scale, x, axis, block)
