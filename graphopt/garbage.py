@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # What may become garbage before a whole collection is made: objects, and bytes in units of as much.
-_MOST_PENDING = 1_000_000
+_MOST_PENDING = 2_000_000
 _BYTES_AN_OBJECT = 256
 _pending = 0
 

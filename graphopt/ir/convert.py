@@ -77,6 +77,11 @@ def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> tu
         model_version=proto.model_version,
         doc_string=proto.doc_string,
     )
+    metadata = (text for p in proto.metadata_props for text in (p.key, p.value))
+    texts = (header.domain, header.doc_string, proto.graph.name, proto.graph.doc_string, proto.producer_name)
+    for text in (*header.opsets, *metadata, *texts, proto.producer_version):
+        if isinstance(text, bytes):  # what protobuf makes of text that is not UTF-8
+            text.decode()
     names = {t.name for t in proto.graph.input}
     defaults = [t for t in proto.graph.initializer if t.name in names]
     if defaults:

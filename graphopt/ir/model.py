@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +63,7 @@ class Model:
         self.uid = next(_uids)
         self._names: set[str] | None = None
         self._captured: tuple[int, frozenset[str]] | None = None
+        self.workbench: object = None  # what the last rewriting pass has found out, for the next one
         self._as_read: int | None = None
         self._original: Original | None = None  # from which the graph of an unchanged model can be built again
 
@@ -165,7 +166,7 @@ class Model:
 
     def replace_with(self, other: Model) -> None:
         """Become ``other`` (which must not be used afterwards)."""
-        self.graph, self.header = other.graph, other.header
+        self.graph, self.header, self.workbench = other.graph, other.header, None
         self._names = None
         self.touch()
 
@@ -211,10 +212,13 @@ class Model:
         """The main graph, then every subgraph (bodies of local functions are not included)."""
         return all_graphs(self.graph)
 
-    def constants(self) -> Iterator[gs.Constant]:
-        """Every initializer once, in order of first use, those of subgraphs included."""
+    def constants(self, graphs: Iterable[gs.Graph] | None = None) -> Iterator[gs.Constant]:
+        """Every initializer once, in order of first use, those of subgraphs included.
+
+        Here and below, ``graphs`` are those of ``graphs()``, for who asks several questions.
+        """
         found: dict[int, gs.Constant] = {}
-        for graph in self.graphs():
+        for graph in self.graphs() if graphs is None else graphs:
             lists = (graph.inputs, *[node.inputs for node in graph.nodes], graph.outputs)
             found.update({id(t): t for tensors in lists for t in tensors if type(t) is gs.Constant})
         return iter(found.values())
@@ -232,11 +236,11 @@ class Model:
     def is_output(self, tensor: gs.Tensor) -> bool:
         return any(tensor is out for out in self.graph.outputs)
 
-    def fingerprint(self) -> int:
+    def fingerprint(self, graphs: Iterable[gs.Graph] | None = None) -> int:
         """A number that changes when the structure or the identity of a weight array does. Linear, cheap."""
         parts: list[object] = [self.opset, tuple(sorted(self.metadata.items()))]
         constants: dict[int, gs.Constant] = {}
-        for graph in self.graphs():
+        for graph in self.graphs() if graphs is None else graphs:
             for node in graph.nodes:
                 parts += (node.op, node.name, node.domain)
                 if node.attrs:

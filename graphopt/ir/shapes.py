@@ -34,15 +34,37 @@ def infer_shapes(model: Model, *, fresh: bool = False) -> None:
     With ``fresh``, shapes recorded before are dropped first (graph inputs and outputs keep theirs): for passes that
     change channel counts. Tensors that inference cannot reach keep what was known of them, unless ``fresh``.
     """
-    interface = {t.name for t in (*model.graph.inputs, *model.graph.outputs)}
     if fresh:
-        for graph in model.graphs():
-            for name, tensor in tensors(graph).items():
-                if isinstance(tensor, gs.Variable) and name not in interface:
-                    tensor.shape = None
+        _forget(model)
     inferred = _infer(model.to_proto(VALUES_BELOW), values=not any(map(_is_endless, _variables(model.graph))))
     _take_in(model.graph, inferred)
     model.touch()
+
+
+def infer_from_inputs(model: Model) -> list[list[int | str | None] | None]:
+    """Infer all shapes anew, also those of graph outputs: these are returned, in order, and the model's own stay.
+
+    Raises onnx.shape_inference.InferenceError where an operator does not take what it is given.
+    """
+    _forget(model)
+    proto = model.to_proto(VALUES_BELOW)
+    for value in proto.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.Clear()
+    inferred = _infer(proto, values=not any(map(_is_endless, _variables(model.graph))), strict=True)
+    _take_in(model.graph, inferred)
+    model.touch()
+    kinds = [value.type.tensor_type for value in inferred.graph.output]
+    return [shape_of(kind) if kind.HasField("shape") else None for kind in kinds]
+
+
+def _forget(model: Model) -> None:
+    interface = {t.name for t in (*model.graph.inputs, *model.graph.outputs)}
+    for graph in model.graphs():
+        for name, tensor in tensors(graph).items():
+            if isinstance(tensor, gs.Variable) and name not in interface:
+                tensor.shape = None
 
 
 class Original:
@@ -138,7 +160,7 @@ def _take_in(main: gs.Graph, proto: onnx.ModelProto) -> None:
                 tensor.shape = [_tidy(d) for d in shape_of(inner)]
 
 
-def _infer(proto: onnx.ModelProto, values: bool) -> onnx.ModelProto:
+def _infer(proto: onnx.ModelProto, values: bool, strict: bool = False) -> onnx.ModelProto:
     """ONNX shape inference; with ``values``, small integers are followed through the graph where memory allows it.
 
     For that, onnx writes out every element of the vectors that Add, Cast, Concat and their like read, at about 75
@@ -147,7 +169,7 @@ def _infer(proto: onnx.ModelProto, values: bool) -> onnx.ModelProto:
     """
     for data_prop in (True, False) if values else (False,):
         with contextlib.suppress(MemoryError), bounded_memory(_MEMORY):
-            return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
+            return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=data_prop)
     raise ModelError(f"the shapes of the model's tensors alone take more than {_MEMORY >> 20} MiB of memory")
 
 

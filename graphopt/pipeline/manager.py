@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
+import onnx_graphsurgeon as gs
 
 from graphopt import garbage
 from graphopt.errors import ContractError, GraphoptError, PassError
@@ -222,7 +223,8 @@ class _State:
 
     @classmethod
     def of(cls, model: Model) -> _State:
-        return cls(model.revision, _size(model), model.fingerprint())
+        graphs = list(model.graphs())
+        return cls(model.revision, _size(model, graphs), model.fingerprint(graphs))
 
 
 @dataclass
@@ -257,9 +259,9 @@ def _as_it_is(model: Model, ctx: Context) -> Model:
     return ctx.reference if same else model.copy()
 
 
-def _size(model: Model) -> dict[str, int]:
-    weights = [nbytes(c) for c in model.constants()]
-    nodes = sum(len(g.nodes) for g in model.graphs())
+def _size(model: Model, graphs: Sequence[gs.Graph]) -> dict[str, int]:
+    weights = [nbytes(c) for c in model.constants(graphs)]
+    nodes = sum(len(g.nodes) for g in graphs)
     return {"nodes": nodes, "initializers": len(weights), "weight_bytes": sum(weights)}
 
 

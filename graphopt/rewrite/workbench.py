@@ -7,7 +7,6 @@ graphsurgeon's lists once, in ``finish``.
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heapify, heappop, heappush
@@ -23,9 +22,6 @@ from graphopt.ir.view import all_graphs, reads, subgraphs, tensors
 from graphopt.pipeline.base import Skipped
 from graphopt.rewrite.index import Index
 from graphopt.rewrite.shapes import known
-
-# The workbench that the last pass left of each model.
-_kept: weakref.WeakKeyDictionary[Model, Workbench] = weakref.WeakKeyDictionary()
 
 Step = Callable[["Workbench", gs.Node], str | None]
 
@@ -50,14 +46,14 @@ class Workbench(Index):
             return kept
         bench = cls(model, graph, reach)
         if graph is model.graph and not bench.has_subgraphs:
-            _kept[model] = bench
+            model.workbench = bench
         return bench
 
     @staticmethod
     def kept(model: Model) -> Workbench | None:
         """The workbench of a model without subgraphs, if the model is as the last pass on it left it."""
-        kept = _kept.get(model)
-        return kept if kept is not None and kept._revision == model.revision else None
+        kept = model.workbench
+        return kept if isinstance(kept, Workbench) and kept._revision == model.revision else None
 
     def _begin(self, reach: int) -> None:
         self.changed = False

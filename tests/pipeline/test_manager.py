@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -353,3 +355,12 @@ def test_a_dump_of_a_broken_model_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="the pass 'guilty' broke the model"):
         PassManager([breaking("guilty", "dangles")], [DumpIR(tmp_path)]).run(model, context(model))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_passes_have_rewritten_is_not_kept() -> None:
+    model = Model.from_text(TEXT)
+    PassManager([breaking("first", "counts")]).run(model, context(model))
+    seen = weakref.ref(model)
+    del model
+    gc.collect()
+    assert seen() is None
