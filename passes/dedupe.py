@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt import Context, Kind, Model, Pass, PassResult
-from graphopt.ir.values import is_plain, is_sparse, nbytes, onnx_dtype, peek
+from graphopt.ir.values import StoredValues, is_plain, is_sparse, nbytes, onnx_dtype, peek
 from graphopt.ir.view import is_standard, reads
 
 _SAMPLE, _PLACES = 64, 4  # bytes at each place; places in a tensor
@@ -25,6 +25,7 @@ class Deduplicate(Pass):
 
     name = "dedupe"
     kind = Kind.EXACT
+    counts_changes = True
 
     def run(self, model: Model, ctx: Context) -> PassResult:
         twins = dict(_twins(model, _bound(model)))
@@ -78,9 +79,11 @@ def _bytes(constant: gs.Constant) -> np.ndarray:
 
 
 def _sample(constant: gs.Constant) -> bytes:
-    data = _bytes(constant)
+    values = constant._values
+    raw = values.tensor.raw_data if isinstance(values, StoredValues) else b""
+    data = raw or _bytes(constant).data
     places = range(0, len(data), max(len(data) // _PLACES, _SAMPLE))
-    return b"".join(data[p : p + _SAMPLE].tobytes() for p in places)
+    return b"".join([data[p : p + _SAMPLE] for p in places])
 
 
 def _digest(constant: gs.Constant) -> bytes:

@@ -102,11 +102,11 @@ def _fold_into_layer(bench: Workbench, node: gs.Node, source: gs.Tensor, norm: _
     if weight is None or weight.dtype.kind != "f" or (has_bias and bias is None):
         return f"the weights or the bias of {layer.name!r} are not float constants"
     scale_of = {"Conv": _conv, "ConvTranspose": _conv_transpose, "Gemm": _gemm}[layer.op]
-    scaled = scale_of(layer, weight.astype(np.float64), bias, norm)
-    if isinstance(scaled, str):
-        return scaled
     with np.errstate(over="ignore"):
-        new_weight, new_bias = (a.astype(weight.dtype) for a in scaled)
+        scaled = scale_of(layer, weight, bias, norm)
+        if isinstance(scaled, str):
+            return scaled
+        new_weight, new_bias = scaled[0], scaled[1].astype(weight.dtype)
     if not (np.isfinite(new_weight).all() and np.isfinite(new_bias).all()):
         return f"the folded weights of {layer.name!r} are not finite in {weight.dtype}"
     _write(bench, node, layer, new_weight, new_bias)
@@ -130,6 +130,13 @@ def _bias(bias: np.ndarray | None, norm: _Norm) -> np.ndarray:
     return (old - norm.mean) * norm.factor + norm.shift
 
 
+def _times(weight: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """A product in float64, rounded to the type of the weights block by block."""
+    return np.multiply(
+        weight, factor, out=np.empty(np.broadcast_shapes(weight.shape, factor.shape), weight.dtype), casting="same_kind"
+    )
+
+
 def _mismatch(layer: gs.Node) -> str:
     return f"the weights of {layer.name!r} do not have its number of channels"
 
@@ -140,7 +147,7 @@ def _conv(
     if weight.ndim < 3 or weight.shape[0] != len(norm.factor):
         return _mismatch(layer)
     factor = norm.factor.reshape(-1, *[1] * (weight.ndim - 1))
-    return weight * factor, _bias(bias, norm)
+    return _times(weight, factor), _bias(bias, norm)
 
 
 def _conv_transpose(
@@ -152,7 +159,7 @@ def _conv_transpose(
         return _mismatch(layer)
     grouped = weight.reshape(group, -1, *weight.shape[1:])
     factor = norm.factor.reshape(group, 1, weight.shape[1], *[1] * (weight.ndim - 2))
-    return (grouped * factor).reshape(weight.shape), _bias(bias, norm)
+    return _times(grouped, factor).reshape(weight.shape), _bias(bias, norm)
 
 
 def _gemm(
@@ -167,7 +174,7 @@ def _gemm(
         bias = np.broadcast_to(bias.reshape(-1), norm.factor.shape).astype(np.float64)
         bias = bias * float(np.float32(layer.attrs.get("beta", 1.0)))
     factor = norm.factor[:, None] if transposed else norm.factor
-    return weight * factor, _bias(bias, norm)
+    return _times(weight, factor), _bias(bias, norm)
 
 
 def _write(bench: Workbench, node: gs.Node, layer: gs.Node, weight: np.ndarray, bias: np.ndarray) -> None:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import overload
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, TensorProto, numpy_helper
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from graphopt.errors import ModelError
-from graphopt.ir.values import StoredSparse, StoredValues, StubValues, is_sparse, nbytes
-from graphopt.ir.view import all_graphs, tensors
+from graphopt.ir.contents import Contents
+from graphopt.ir.exporter import write_graph
+from graphopt.ir.importer import EmptyList, Values, import_graph
+from graphopt.ir.values import StoredSparse, StoredValues
+from graphopt.ir.view import all_graphs, subgraphs, tensors
 
-Body = onnx.GraphProto | onnx.FunctionProto
-
+_KINDS = frozenset(TensorProto.DataType.values())
 _READABLE = {
     AttributeProto.FLOAT,
     AttributeProto.INT,
@@ -60,37 +62,13 @@ class Header:
         return twin
 
 
-class EmptyList(list):  # type: ignore[type-arg]
-    """An attribute without elements, which has a type all the same."""
+def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> tuple[gs.Graph, Header, Blueprint]:
+    """Import a proto. Raises ModelError, naming the node, for what the IR cannot hold, UnicodeDecodeError for names.
 
-    def __init__(self, kind: int) -> None:
-        super().__init__()
-        self.kind = kind
-
-    def copy(self) -> EmptyList:
-        return EmptyList(self.kind)
-
-
-@overload
-def walk_graphs(top: onnx.GraphProto) -> Iterator[onnx.GraphProto]: ...
-@overload
-def walk_graphs(top: Body) -> Iterator[Body]: ...
-def walk_graphs(top: Body) -> Iterator[Body]:
-    """A graph or function proto and, depth first, its subgraphs. Iterative: nesting depth is the file's choice."""
-    stack: list[Body] = [top]
-    while stack:
-        current = stack.pop()
-        yield current
-        for node in current.node:
-            for attr in node.attribute:
-                if attr.type == AttributeProto.GRAPH:
-                    stack.append(attr.g)
-                stack.extend(attr.graphs)
-
-
-def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, Header]:
-    """Import a proto. Raises ModelError, naming the node, for what the IR cannot hold."""
-    _refuse_unreadable(proto)
+    The proto must not be changed afterwards.
+    """
+    contents = contents or Contents.of(proto)
+    _refuse_unreadable(proto, contents)
     header = Header(
         ir_version=max(proto.ir_version, _INITIALIZERS_APART),
         opsets={o.domain if o.domain != "ai.onnx" else "": o.version for o in proto.opset_import},
@@ -99,6 +77,11 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, Header]:
         model_version=proto.model_version,
         doc_string=proto.doc_string,
     )
+    metadata = (text for p in proto.metadata_props for text in (p.key, p.value))
+    texts = (header.domain, header.doc_string, proto.graph.name, proto.graph.doc_string, proto.producer_name)
+    for text in (*header.opsets, *metadata, *texts, proto.producer_version):
+        if isinstance(text, bytes):  # what protobuf makes of text that is not UTF-8
+            text.decode()
     names = {t.name for t in proto.graph.input}
     defaults = [t for t in proto.graph.initializer if t.name in names]
     if defaults:
@@ -114,24 +97,46 @@ def import_model(proto: onnx.ModelProto) -> tuple[gs.Graph, Header]:
         del hidden[:]
         hidden.extend(kept)
         proto = light
-    for sub in list(walk_graphs(proto.graph))[1:]:
+    for sub in contents.graphs[1:]:
         header.inner_initializers.update(t.name for t in sub.initializer)
         header.inner_initializers.update(t.values.name for t in sub.sparse_initializer)
+    blueprint = Blueprint(proto)
     try:
-        graph = gs.import_onnx(proto)
+        graph = blueprint.build()
+    except (ModelError, UnicodeDecodeError):
+        raise
     except Exception as error:
         raise ModelError(f"the model's graph cannot be imported: {error}") from error
-    for node, read in _node_pairs(graph, proto):
+    return graph, header, blueprint
+
+
+class Blueprint:
+    """A proto from which the graph of a model can be built again, with the same values in it."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.proto, self._values = proto, Values()
+
+    def build(self) -> gs.Graph:
+        """A new graph, every node of which has a name."""
+        graph = import_graph(self.proto, self._values)
+        for function, written in zip(graph.functions, self.proto.functions, strict=True):
+            _finish_function(function, written)
+        _name_nodes(graph)
+        return graph
+
+
+def _finish_function(function: gs.Function, proto: onnx.FunctionProto) -> None:
+    """What graphsurgeon's own importer, which reads functions, does not keep."""
+    for node, read in _body_pairs(function, proto):
         for attr in read.attribute:
             if attr.name in node.attrs and isinstance(node.attrs[attr.name], list) and not node.attrs[attr.name]:
                 node.attrs[attr.name] = EmptyList(attr.type)
-    for tensor in _all_constants(graph):
-        if isinstance(tensor._values, SparseValues):
-            tensor._values = StoredSparse(tensor._values.tensor, tensor._values.dtype)
-        elif isinstance(tensor._values, LazyValues):
-            tensor._values = StoredValues(tensor._values.tensor, tensor._values.dtype)
-    _name_nodes(graph)
-    return graph, header
+    for g in _all_graphs(function):
+        for tensor in _constants(g):
+            if isinstance(tensor._values, SparseValues):
+                tensor._values = StoredSparse(tensor._values.tensor, tensor._values.dtype)
+            elif isinstance(tensor._values, LazyValues):
+                tensor._values = StoredValues(tensor._values.tensor, tensor._values.dtype)
 
 
 def pairs(graph: gs.Graph, proto: onnx.GraphProto) -> Iterator[tuple[gs.Graph, onnx.GraphProto]]:
@@ -140,56 +145,53 @@ def pairs(graph: gs.Graph, proto: onnx.GraphProto) -> Iterator[tuple[gs.Graph, o
     while stack:
         ours, theirs = stack.pop()
         yield ours, theirs
-        for node, written in zip(ours.nodes, theirs.node, strict=True):
-            stack.extend((node.attrs[a.name], a.g) for a in written.attribute if a.type == AttributeProto.GRAPH)
+        for k, node in enumerate(ours.nodes):
+            if node.attrs and subgraphs(node):
+                written = theirs.node[k].attribute
+                stack.extend((node.attrs[a.name], a.g) for a in written if a.type == AttributeProto.GRAPH)
 
 
-def _node_pairs(graph: gs.Graph, proto: onnx.ModelProto) -> Iterator[tuple[gs.Node, onnx.NodeProto]]:
-    """Every node and its proto, those of subgraphs and functions included."""
-    for ours, theirs in pairs(graph, proto.graph):
-        yield from zip(ours.nodes, theirs.node, strict=True)
-    for function, written in zip(graph.functions, proto.functions, strict=True):
-        # An exported function may begin with nodes that stand for constants.
-        for node, node_proto in zip(reversed(function.nodes), reversed(written.node), strict=False):
-            yield node, node_proto
-            for attr in node_proto.attribute:
-                if attr.type == AttributeProto.GRAPH and not attr.ref_attr_name:
-                    for ours, theirs in pairs(node.attrs[attr.name], attr.g):
-                        yield from zip(ours.nodes, theirs.node, strict=True)
+def _body_pairs(function: gs.Function, proto: onnx.FunctionProto) -> Iterator[tuple[gs.Node, onnx.NodeProto]]:
+    """Every node of a function and its proto, those of subgraphs included."""
+    # An exported function may begin with nodes that stand for constants.
+    for node, node_proto in zip(reversed(function.nodes), reversed(proto.node), strict=False):
+        yield node, node_proto
+        for attr in node_proto.attribute:
+            if attr.type == AttributeProto.GRAPH and not attr.ref_attr_name:
+                for ours, theirs in pairs(node.attrs[attr.name], attr.g):
+                    yield from zip(ours.nodes, theirs.node, strict=True)
 
 
-def _all_constants(graph: gs.Graph) -> Iterator[gs.Constant]:
-    """Every constant: initializers and attributes, those of subgraphs and functions included; some more than once."""
-    for g in _all_bodies(graph):
-        yield from (t for t in tensors(g).values() if isinstance(t, gs.Constant))
-        for node in g.nodes:
-            yield from (t for t in node.attrs.values() if isinstance(t, gs.Constant))
+def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
+    """Constants of one list of nodes: initializers and attributes; some more than once."""
+    yield from (t for t in tensors(graph).values() if isinstance(t, gs.Constant))
+    for node in graph.nodes:
+        yield from (t for t in node.attrs.values() if isinstance(t, gs.Constant))
 
 
-def _refuse_unreadable(proto: onnx.ModelProto) -> None:
-    bodies = [onnx.GraphProto(node=f.node) for f in proto.functions]
-    for graph in [g for top in (proto.graph, *bodies) for g in walk_graphs(top)]:
-        for node in graph.node:
-            if node.overload:
-                raise ModelError(
-                    f"node {node.name or node.op_type!r} calls one of several functions of the same name, "
-                    "which graphopt does not read",
-                    "export the model without functions, or inline them",
-                )
-            for attr in node.attribute:
-                if attr.type not in _READABLE and not attr.ref_attr_name:
-                    kind = AttributeProto.AttributeType.Name(attr.type)
-                    raise ModelError(
-                        f"node {node.name or node.op_type!r} has an attribute {attr.name!r} of type {kind}, "
-                        "which graphopt does not read",
-                        "such attributes do not occur in image classifiers; is this the right model?",
-                    )
+def _refuse_unreadable(proto: onnx.ModelProto, contents: Contents) -> None:
+    if contents.overloaded is not None:
+        node = contents.overloaded
+        raise ModelError(
+            f"node {node.name or node.op_type!r} calls one of several functions of the same name, "
+            "which graphopt does not read",
+            "export the model without functions, or inline them",
+        )
+    for node, attr in contents.attributes:
+        if attr.type not in _READABLE and not attr.ref_attr_name:
+            kind = AttributeProto.AttributeType.Name(attr.type)
+            raise ModelError(
+                f"node {node.name or node.op_type!r} has an attribute {attr.name!r} of type {kind}, "
+                "which graphopt does not read",
+                "such attributes do not occur in image classifiers; is this the right model?",
+            )
+    for graph in (*contents.graphs, *contents.inner):
         # Types other than tensors carry no shapes that the passes could use, and graphsurgeon cannot write them.
         keep = [v for v in graph.value_info if v.type.HasField("tensor_type")]
         if len(keep) != len(graph.value_info):
             del graph.value_info[:]
             graph.value_info.extend(keep)
-    for sub in list(walk_graphs(proto.graph))[1:]:
+    for sub in contents.graphs[1:]:
         for value in [*sub.input, *sub.output]:
             kind = value.type.WhichOneof("value") or (
                 "value of no known type" if value.type.ByteSize() else "tensor_type"
@@ -199,13 +201,13 @@ def _refuse_unreadable(proto: onnx.ModelProto) -> None:
     for value in [*proto.graph.input, *proto.graph.output]:
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"graph input or output {value.name!r} is not a tensor")
-    for graph in walk_graphs(proto.graph):
+    for graph in contents.graphs:
         for value in [*graph.input, *graph.output, *graph.value_info]:
             # protobuf gives text that is not UTF-8 as bytes
             if any(isinstance(dim.dim_param, bytes) for dim in value.type.tensor_type.shape.dim):
                 raise ModelError(f"a dimension of {value.name!r} has a name that is not UTF-8 text")
             kind = value.type.tensor_type.elem_type
-            if value.type.HasField("tensor_type") and kind not in TensorProto.DataType.values():
+            if value.type.HasField("tensor_type") and kind not in _KINDS:
                 raise ModelError(f"{value.name!r} has the data type {kind}, which does not exist")
 
 
@@ -225,50 +227,27 @@ def _name_nodes(graph: gs.Graph) -> None:
                     taken.add(name)
 
 
-def export_model(graph: gs.Graph, header: Header, stub_above: int | None = None) -> onnx.ModelProto:
-    """The inverse of ``import_model``; ``stub_above`` as in ``Model.to_proto``."""
-    stubbed: list[tuple[gs.Constant, object]] = []
-    emptied: list[tuple[gs.Node, dict[str, object]]] = []
-    if stub_above is not None:
-        for g in _all_graphs(graph):
-            for tensor in tensors(g).values():
-                big = isinstance(tensor, gs.Constant) and type(tensor._values) is not StubValues
-                if big and not is_sparse(tensor) and nbytes(tensor) > stub_above:
-                    stubbed.append((tensor, tensor._values))
-                    tensor._values = StubValues(tensor)
-    for tensor in _all_constants(graph):
-        values = tensor._values
-        if not isinstance(values, LazyValues) and (
-            values.dtype.type.__module__ != "numpy" or values.dtype.kind in "OSU"
-        ):
-            # graphsurgeon writes the bytes of the array, which are not those of the file's format.
-            stubbed.append((tensor, values))
-            plain = values.astype(object) if values.dtype.kind in "SU" else values
-            tensor._values = StoredValues(numpy_helper.from_array(plain, tensor.name), values.dtype)
-    for g in _all_bodies(graph):
-        for node in g.nodes:
-            if any(isinstance(v, list) and not v for v in node.attrs.values()):
-                emptied.append((node, node.attrs))
-                node.attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, list) or v}
-    try:
-        opsets = [onnx.helper.make_opsetid(d, v) for d, v in header.opsets.items()]
-        graph.import_domains = opsets
-        proto = gs.export_onnx(
-            graph,
-            do_type_check=False,
-            ir_version=header.ir_version,
-            domain=header.domain,
-            model_version=header.model_version,
-            doc_string=header.doc_string,
-        )
-    finally:
-        for tensor, values in stubbed:
-            tensor._values = values  # type: ignore[assignment]
-        for node, attrs in emptied:
-            node.attrs = attrs
-    if emptied:
-        _write_empty(graph, proto)
-    proto.ir_version = header.ir_version
+def export_model(
+    graph: gs.Graph, header: Header, stub_above: int | None = None, weights: bool = True
+) -> onnx.ModelProto:
+    """The inverse of ``import_model``; ``stub_above`` as in ``Model.to_proto``. Without ``weights``: no initializers.
+
+    Those of subgraphs are written all the same.
+    """
+    proto = onnx.ModelProto(
+        ir_version=header.ir_version,
+        domain=header.domain,
+        model_version=header.model_version,
+        doc_string=header.doc_string,
+        producer_name=graph.producer_name,
+        producer_version=graph.producer_version,
+    )
+    used = {n.domain: 1 for g in _all_graphs(graph) for n in g.nodes if n.domain and n.domain not in header.opsets}
+    for domain, version in {**header.opsets, **used}.items():
+        proto.opset_import.add(domain=domain, version=version)
+    write_graph(proto.graph, graph, stub_above, weights)
+    for function in graph.functions:
+        _write_function(proto, function)
     for key in sorted(header.metadata):
         proto.metadata_props.add(key=key, value=header.metadata[key])
     _hoist_shared(proto.graph, header.inner_initializers)
@@ -276,13 +255,36 @@ def export_model(graph: gs.Graph, header: Header, stub_above: int | None = None)
     return proto
 
 
-def _write_empty(graph: gs.Graph, proto: onnx.ModelProto) -> None:
-    """Add the attributes that are empty lists: onnx cannot tell their type, this module can."""
-    for node, written in _node_pairs(graph, proto):
+def _write_function(proto: onnx.ModelProto, function: gs.Function) -> None:
+    """Add a function to a proto by way of graphsurgeon's exporter, and what that cannot write."""
+    held: list[tuple[gs.Constant, object]] = []
+    emptied: list[tuple[gs.Node, dict[str, object]]] = []
+    for g in _all_graphs(function):
+        for tensor in _constants(g):
+            values = tensor._values
+            if not isinstance(values, LazyValues) and (
+                values.dtype.type.__module__ != "numpy" or values.dtype.kind in "OSU"
+            ):
+                held.append((tensor, values))
+                plain = values.astype(object) if values.dtype.kind in "SU" else values
+                tensor._values = StoredValues(numpy_helper.from_array(plain, tensor.name), values.dtype)
+        for node in g.nodes:
+            if any(isinstance(v, list) and not v for v in node.attrs.values()):
+                emptied.append((node, node.attrs))
+                node.attrs = {k: v for k, v in node.attrs.items() if not isinstance(v, list) or v}
+    try:
+        written = OnnxExporter.export_function(function)
+    finally:
+        for tensor, values in held:
+            tensor._values = values  # type: ignore[assignment]
+        for node, attrs in emptied:
+            node.attrs = attrs
+    for node, node_proto in _body_pairs(function, written):
         for key, value in node.attrs.items():
             if isinstance(value, list) and not value:
                 kind = value.kind if isinstance(value, EmptyList) else AttributeProto.INTS
-                written.attribute.add(name=key, type=kind)
+                node_proto.attribute.add(name=key, type=kind)
+    proto.functions.append(written)
 
 
 def _hoist_shared(main: onnx.GraphProto, inner: set[str]) -> None:
@@ -340,8 +342,3 @@ def copy_graph(graph: gs.Graph) -> gs.Graph:
 
 def _all_graphs(graph: gs.Graph) -> list[gs.Graph]:
     return list(all_graphs(graph))
-
-
-def _all_bodies(graph: gs.Graph) -> list[gs.Graph]:
-    """Every list of nodes: those of the graph and of its functions, with their subgraphs."""
-    return [*_all_graphs(graph), *(sub for f in graph.functions for sub in _all_graphs(f))]

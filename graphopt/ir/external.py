@@ -13,37 +13,29 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from graphopt.errors import ModelError
-from graphopt.ir.convert import walk_graphs
+from graphopt.ir.contents import Contents
 from graphopt.ir.values import PACKED_BITS, StoredValues, data_bytes
 
 _STORABLE = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED, TensorProto.STRING}
 _NUMBER = re.compile(r"-?[0-9]{1,30}")  # as ONNX Runtime reads it; int() takes much more
 
 
-def external_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+def external_tensors(contents: Contents) -> Iterator[TensorProto]:
     """Every tensor of the model, attributes and functions included, whose data is in another file."""
-    for graph in walk_graphs(proto.graph):
-        yield from (t for t in graph.initializer if t.data_location == TensorProto.EXTERNAL)
-    yield from _others(proto)
+    outside = TensorProto.EXTERNAL
+    for graph in contents.graphs:
+        yield from (t for t in graph.initializer if t.data_location == outside)
+    yield from _others(contents)
 
 
-def _others(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+def _others(contents: Contents) -> Iterator[TensorProto]:
     """Those that are not initializers of the model's graphs: attributes, sparse ones, all that functions hold."""
-    graphs = list(walk_graphs(proto.graph))
-    nodes = [node for function in proto.functions for node in function.node]
-    for attr in [attr for node in nodes for attr in node.attribute]:
-        for inner in [*([attr.g] if attr.HasField("g") else []), *attr.graphs]:
-            for graph in walk_graphs(inner):
-                yield from (t for t in graph.initializer if t.data_location == TensorProto.EXTERNAL)
-                graphs.append(graph)
-    for graph in graphs:
-        for sparse in graph.sparse_initializer:
-            yield from (t for t in (sparse.values, sparse.indices) if t.data_location == TensorProto.EXTERNAL)
-        nodes.extend(graph.node)
-    for node in nodes:
-        for attr in node.attribute:
-            tensors = [attr.t] if attr.type == onnx.AttributeProto.TENSOR else attr.tensors
-            yield from (t for t in tensors if t.data_location == TensorProto.EXTERNAL)
+    outside = TensorProto.EXTERNAL
+    for graph in contents.inner:
+        yield from (t for t in graph.initializer if t.data_location == outside)
+    for sparse in contents.sparse():
+        yield from (t for t in (sparse.values, sparse.indices) if t.data_location == outside)
+    yield from (t for t in contents.attribute_tensors() if t.data_location == outside)
 
 
 def resolve(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
@@ -92,9 +84,9 @@ def resolve(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:
     return path, offset, length
 
 
-def check(proto: onnx.ModelProto, folder: Path) -> frozenset[Path]:
+def check(contents: Contents, folder: Path) -> frozenset[Path]:
     """Resolve all external tensors of the model; returns the files that hold them. Raises ModelError."""
-    return frozenset(resolve(tensor, folder)[0] for tensor in external_tensors(proto))
+    return frozenset(resolve(tensor, folder)[0] for tensor in external_tensors(contents))
 
 
 def map_initializers(constants: Iterator[gs.Constant], folder: Path) -> None:
@@ -125,11 +117,11 @@ def _map(path: Path) -> np.ndarray:
         raise ModelError(f"cannot map external data {path}: {error.strerror}") from None
 
 
-def inline_small(proto: onnx.ModelProto, folder: Path) -> None:
+def inline_small(proto: onnx.ModelProto, contents: Contents, folder: Path) -> None:
     """Read the (small) tensors that node attributes and default values of inputs keep outside."""
     inputs = {t.name for t in proto.graph.input}
     defaults = [t for t in proto.graph.initializer if t.name in inputs and t.data_location == TensorProto.EXTERNAL]
-    for tensor in [*_others(proto), *defaults]:
+    for tensor in [*_others(contents), *defaults]:
         path, offset, length = resolve(tensor, folder)
         with path.open("rb") as file:
             file.seek(offset)

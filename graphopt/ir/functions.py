@@ -9,7 +9,7 @@ import networkx as nx
 import onnx
 
 from graphopt.errors import ModelError
-from graphopt.ir.convert import Body, walk_graphs
+from graphopt.ir.contents import Body, walk_graphs
 
 Key = tuple[str, str, str]  # domain, name, overload
 MAIN: Key = ("", "", "")

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_shape
 
 from graphopt import spec
 from graphopt.errors import ModelError, UsageError
 from graphopt.ir.model import Model
-from graphopt.ir.shapes import VALUES_BELOW, infer_shapes
+from graphopt.ir.shapes import infer_from_inputs
 from graphopt.ir.view import tensors
 
 Dim = int | str | None
@@ -85,18 +84,11 @@ def _propagate(model: Model, named: Mapping[str, int]) -> None:
             if isinstance(tensor, gs.Variable) and tensor.shape is not None:
                 tensor.shape = [named.get(d, d) if isinstance(d, str) else d for d in tensor.shape]
     try:
-        infer_shapes(model, fresh=True)
-        proto = model.to_proto(VALUES_BELOW)
-        for value in proto.graph.output:
-            for dim in value.type.tensor_type.shape.dim:
-                if not dim.HasField("dim_value"):
-                    dim.Clear()
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        inferred = infer_from_inputs(model)
     except onnx.shape_inference.InferenceError as error:
         words = str(error).strip().splitlines()[-1][:300]
         raise ModelError(f"the model does not take inputs of this shape: {words}") from error
-    for tensor, value in zip(model.graph.outputs, inferred.graph.output, strict=True):
-        found = get_onnx_tensor_shape(value)
+    for tensor, found in zip(model.graph.outputs, inferred, strict=True):
         if found is not None and tensor.shape is not None and len(found) == len(tensor.shape):
             tensor.shape = [
                 new if isinstance(new, int) and not isinstance(old, int) else old

@@ -7,7 +7,9 @@ import errno
 import hashlib
 import re
 import stat
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +21,18 @@ from google.protobuf.message import DecodeError, EncodeError
 from graphopt import atomic, garbage
 from graphopt.errors import ModelError, UsageError
 from graphopt.ir import external, values
+from graphopt.ir.contents import Contents
+from graphopt.ir.convert import import_model
 from graphopt.ir.limits import check_claims
 from graphopt.ir.model import Model, Source
-from graphopt.ir.shapes import infer_shapes
+from graphopt.ir.shapes import infer_original, infer_shapes, light_copy
 from graphopt.ir.verify import verify_input
 
 OLDEST_OPSET = 7
 EXTERNAL_THRESHOLD = 1_900_000_000  # bytes of weights; protobuf itself ends at 2 GiB
 _INLINE_BELOW = 1024  # bytes; small constants stay in the file, where shape inference can read them
 _ALIGNMENT = 4096
+_HASHED_BESIDE = 1 << 20  # bytes from which on a thread pays
 _LARGEST = (1 << 31) - 1  # bytes of a file; protobuf reads no more
 
 
@@ -36,26 +41,42 @@ def load(path: str | Path) -> Model:
 
     Raises ModelError that says what is wrong with the file.
     """
-    with garbage.paused():
+    with garbage.paused(_size(Path(path))):
         return _load(Path(path))
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 for what is none."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return 0
 
 
 def _load(path: Path) -> Model:
     data = _read(path)
-    digest = hashlib.sha256(data).hexdigest()
+    digest = _digest(data)
     proto = parse(data, str(path))
     try:
-        outside = external.check(proto, path.parent)
-        check_claims(proto)
+        contents = Contents.of(proto)
+        outside = external.check(contents, path.parent)
+        check_claims(proto, contents)
         source = Source(str(path), digest, outside)
-        external.inline_small(proto, path.parent)
-        model = Model.from_proto(proto, source)
+        external.inline_small(proto, contents, path.parent)
+        graph, header, blueprint = import_model(proto, contents)
+        model = Model(graph, header, source)
         external.map_initializers(model.constants(), path.parent)
         verify_input(model, str(path))  # before the checker: it says more about structure
-        _check(str(path) if outside else data, path)
         del data
-        infer_shapes(model)
-        model.mark_unchanged()
+        light = None if outside else light_copy(proto)
+        _check(str(path) if light is None else light.SerializeToString(), path)
+        original = None
+        if light is None or proto.functions or blueprint.proto is not proto:
+            infer_shapes(model)
+        else:
+            original = infer_original(graph, blueprint, light)
+            model.touch()
+        model.mark_unchanged(original)
     except UnicodeDecodeError:
         raise ModelError(
             f"{path} is damaged: it has names that are not UTF-8 text", "export or copy it again"
@@ -63,6 +84,15 @@ def _load(path: Path) -> Model:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{path} is not a valid ONNX model: {_first_line(error)}") from None
     return model
+
+
+def _digest(data: bytes) -> str | Future[str]:
+    """The hash of a file's content, of a large one while other things are done."""
+    if len(data) < _HASHED_BESIDE:
+        return hashlib.sha256(data).hexdigest()
+    future: Future[str] = Future()
+    threading.Thread(target=lambda: future.set_result(hashlib.sha256(data).hexdigest()), daemon=True).start()
+    return future
 
 
 def _read(path: Path) -> bytes:
@@ -190,11 +220,13 @@ def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRES
                 data, existed, proto = _write_data(model, target)
                 if not existed:
                     stack.callback(lambda: _discard(data, staged))
+                pieces = iter((proto.SerializeToString(deterministic=True),))
+                del proto
             else:
-                proto = model.to_proto()
+                pieces = model.pieces()
             draft = stack.enter_context(atomic.temporary(target))
-            draft.write_bytes(proto.SerializeToString(deterministic=True))
-            del proto
+            with draft.open("wb") as file:
+                file.writelines(pieces)
             staged = Staged(draft, target, data, keep=inputs)
             yield staged
     except (OSError, EncodeError) as error:
@@ -256,6 +288,6 @@ def _write_data(model: Model, target: Path) -> tuple[Path, bool, onnx.ModelProto
     finally:
         for constant, earlier in placed:
             constant._values = earlier  # type: ignore[assignment]
-    for tensor in external.external_tensors(proto):
+    for tensor in external.external_tensors(Contents.of(proto)):
         tensor.external_data[0].value = final.name
     return final, existed, proto

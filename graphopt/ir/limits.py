@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 
 from graphopt.errors import ModelError
-from graphopt.ir.convert import walk_graphs
+from graphopt.ir.contents import Contents
 from graphopt.ir.functions import MAIN, read_calls
 from graphopt.ir.values import PACKED_BITS, data_bytes
 
@@ -26,23 +26,19 @@ _FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data
 _PAIRS = frozenset((TensorProto.COMPLEX64, TensorProto.COMPLEX128))
 
 
-def check_claims(proto: onnx.ModelProto) -> None:
+def check_claims(proto: onnx.ModelProto, contents: Contents | None = None) -> None:
     """Refuse tensors whose type, shape and data do not belong together, and functions that expand without end.
 
     Raises ModelError naming the tensor or function.
     """
-    for body in (b for top in (proto.graph, *proto.functions) for b in walk_graphs(top)):
-        if isinstance(body, onnx.GraphProto):
-            for tensor in body.initializer:
-                _check_tensor(tensor)
-            for sparse in body.sparse_initializer:
-                _check_sparse(sparse)
-        for node in body.node:
-            for attr in node.attribute:
-                for tensor in [*([attr.t] if attr.HasField("t") else []), *attr.tensors]:
-                    _check_tensor(tensor)
-                if attr.HasField("sparse_tensor"):
-                    _check_sparse(attr.sparse_tensor)
+    contents = contents or Contents.of(proto)
+    for tensor in (*contents.initializers(), *contents.attribute_tensors()):
+        _check_tensor(tensor)
+    for sparse in contents.sparse():
+        _check_sparse(sparse)
+    for _, attr in contents.attributes:
+        for sparse in [*([attr.sparse_tensor] if attr.HasField("sparse_tensor") else []), *attr.sparse_tensors]:
+            _check_sparse(sparse)
     if proto.functions:
         _check_functions(proto)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx
@@ -14,9 +16,9 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt import garbage
-from graphopt.ir import convert
-from graphopt.ir.values import identity
-from graphopt.ir.view import all_graphs, tensors
+from graphopt.ir import convert, wire
+from graphopt.ir.values import identity, is_sparse
+from graphopt.ir.view import all_graphs
 
 # graphsurgeon prints to stdout, which belongs to the result. What it would warn about is checked by ``ir.verify``;
 # what it calls critical, it raises as well.
@@ -30,8 +32,19 @@ class Source:
     """The file that a model was read from, and the files that hold its external data."""
 
     path: str
-    sha256: str
+    digest: str | Future[str]
     data: frozenset[Path] = frozenset()
+
+    @property
+    def sha256(self) -> str:
+        """Of the model file, without external data."""
+        return self.digest if isinstance(self.digest, str) else self.digest.result()
+
+
+class Original(Protocol):
+    """What can build the graph of a model again, as it was read: each time a new one that shares the weights."""
+
+    def build(self) -> gs.Graph: ...
 
 
 class Model:
@@ -42,15 +55,30 @@ class Model:
     write into the array.
     """
 
-    def __init__(self, graph: gs.Graph, header: convert.Header, source: Source | None = None) -> None:
-        self.graph = graph
+    def __init__(self, graph: gs.Graph | None, header: convert.Header, source: Source | None = None) -> None:
+        self._graph: gs.Graph | None = graph
         self.header = header
         self.source = source
         self.revision = 0
         self.uid = next(_uids)
         self._names: set[str] | None = None
         self._captured: tuple[int, frozenset[str]] | None = None
+        self.workbench: object = None  # what the last rewriting pass has found out, for the next one
         self._as_read: int | None = None
+        self._original: Original | None = None  # from which the graph of an unchanged model can be built again
+
+    @property
+    def graph(self) -> gs.Graph:
+        """The main graph."""
+        if self._graph is None:
+            assert self._original is not None
+            with garbage.paused():
+                self._graph = self._original.build()
+        return self._graph
+
+    @graph.setter
+    def graph(self, graph: gs.Graph) -> None:
+        self._graph = graph
 
     # --- conversion -----------------------------------------------------------------------------------------
 
@@ -60,7 +88,7 @@ class Model:
 
         Raises ModelError for what the IR cannot represent.
         """
-        graph, header = convert.import_model(proto)
+        graph, header, _ = convert.import_model(proto)
         return cls(graph, header, source)
 
     @classmethod
@@ -82,14 +110,25 @@ class Model:
 
     def to_bytes(self) -> bytes:
         """Serialize, deterministically. Only for models under 2 GB; ``ir.io.save`` has no such limit."""
-        return self.to_proto().SerializeToString(deterministic=True)
+        return b"".join(self.pieces())
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """What ``to_bytes`` joins: the weights among it are views of their arrays."""
+        if len(list(self.graphs())) > 1 or self.header.input_defaults:  # there are initializers elsewhere
+            yield self.to_proto().SerializeToString(deterministic=True)
+            return
+        weights = [c for c in self.constants() if not is_sparse(c)]
+        yield from wire.pieces(convert.export_model(self.graph, self.header, weights=False), weights)
 
     def copy(self) -> Model:
         """An independent graph that shares the weight arrays."""
+        unchanged = self.unchanged_file is not None
         with garbage.paused():
-            twin = Model(convert.copy_graph(self.graph), self.header.copy(), self.source)
-        if self.unchanged_file is not None:
-            twin.mark_unchanged()
+            built_later = unchanged and self._original is not None
+            graph = None if built_later else convert.copy_graph(self.graph)
+            twin = Model(graph, self.header.copy(), self.source)
+        if unchanged:
+            twin.mark_unchanged(self._original)
         return twin
 
     # --- changing -------------------------------------------------------------------------------------------
@@ -106,9 +145,19 @@ class Model:
         """Declare that the graph changed."""
         self.revision += 1
 
-    def mark_unchanged(self) -> None:
-        """Declare that the graph is what its source file holds."""
-        self._as_read = self.revision
+    def mark_unchanged(self, original: Original | None = None) -> None:
+        """Declare that the graph is what its source file holds, and what ``original`` builds.
+
+        Copies are then built only when something looks at them: most references never are.
+        """
+        self._as_read, self._original = self.revision, original
+
+    def is_copy_of(self, other: Model) -> bool:
+        """Whether both have the same structure and share all weights."""
+        mine = self._original if self.unchanged_file is not None else None
+        if mine is not None and other.unchanged_file is not None and other._original is mine:
+            return True
+        return self.fingerprint() == other.fingerprint()
 
     @property
     def unchanged_file(self) -> Path | None:
@@ -117,7 +166,7 @@ class Model:
 
     def replace_with(self, other: Model) -> None:
         """Become ``other`` (which must not be used afterwards)."""
-        self.graph, self.header = other.graph, other.header
+        self.graph, self.header, self.workbench = other.graph, other.header, None
         self._names = None
         self.touch()
 
@@ -163,14 +212,16 @@ class Model:
         """The main graph, then every subgraph (bodies of local functions are not included)."""
         return all_graphs(self.graph)
 
-    def constants(self) -> Iterator[gs.Constant]:
-        """Every initializer once, in order of first use, those of subgraphs included."""
-        seen: set[int] = set()
-        for graph in self.graphs():
-            for tensor in tensors(graph).values():
-                if isinstance(tensor, gs.Constant) and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    yield tensor
+    def constants(self, graphs: Iterable[gs.Graph] | None = None) -> Iterator[gs.Constant]:
+        """Every initializer once, in order of first use, those of subgraphs included.
+
+        Here and below, ``graphs`` are those of ``graphs()``, for who asks several questions.
+        """
+        found: dict[int, gs.Constant] = {}
+        for graph in self.graphs() if graphs is None else graphs:
+            lists = (graph.inputs, *[node.inputs for node in graph.nodes], graph.outputs)
+            found.update({id(t): t for tensors in lists for t in tensors if type(t) is gs.Constant})
+        return iter(found.values())
 
     def captured(self) -> frozenset[str]:
         """Names of main-graph tensors that some subgraph reads by name. They must not be renamed or removed."""
@@ -185,23 +236,23 @@ class Model:
     def is_output(self, tensor: gs.Tensor) -> bool:
         return any(tensor is out for out in self.graph.outputs)
 
-    def fingerprint(self) -> int:
+    def fingerprint(self, graphs: Iterable[gs.Graph] | None = None) -> int:
         """A number that changes when the structure or the identity of a weight array does. Linear, cheap."""
         parts: list[object] = [self.opset, tuple(sorted(self.metadata.items()))]
-        values: dict[int, object] = {}
-        for graph in self.graphs():
+        constants: dict[int, gs.Constant] = {}
+        for graph in self.graphs() if graphs is None else graphs:
             for node in graph.nodes:
-                parts.append((node.op, node.name, node.domain))
+                parts += (node.op, node.name, node.domain)
                 if node.attrs:
                     parts.append(_freeze(node.attrs))
                 for tensor in node.inputs:
                     parts.append(tensor.name)
-                    if type(tensor) is gs.Constant and id(tensor) not in values:
-                        values[id(tensor)] = identity(tensor._values)
-                parts.extend([t.name for t in node.outputs])
-            parts.append(tuple(t.name for t in graph.inputs + graph.outputs))
-            values.update((id(t), identity(t._values)) for t in graph.outputs if isinstance(t, gs.Constant))
-        return hash((tuple(parts), tuple(values.values())))
+                    if type(tensor) is gs.Constant:
+                        constants[id(tensor)] = tensor
+                parts += [t.name for t in node.outputs]
+            parts.append(tuple([t.name for t in graph.inputs + graph.outputs]))
+            constants.update((id(t), t) for t in graph.outputs if isinstance(t, gs.Constant))
+        return hash((tuple(parts), tuple([identity(c._values) for c in constants.values()])))
 
     def _all_names(self) -> Iterator[str]:
         for graph in self.graphs():

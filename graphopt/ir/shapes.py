@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
 
 from graphopt.errors import ModelError
-from graphopt.ir.convert import pairs
+from graphopt.ir.convert import Blueprint, pairs
+from graphopt.ir.exporter import node_proto
+from graphopt.ir.importer import dtype_of, shape_of
 from graphopt.ir.limits import bounded_memory
 from graphopt.ir.model import Model
-from graphopt.ir.values import nbytes, onnx_dtype, peek
-from graphopt.ir.view import tensors
+from graphopt.ir.values import data_bytes, nbytes, onnx_dtype, peek, write_stub
+from graphopt.ir.view import all_graphs, tensors
 
 # Larger initializers are replaced by their type and shape: inference reads values only of shape-like constants.
 VALUES_BELOW = 2048
@@ -31,31 +34,133 @@ def infer_shapes(model: Model, *, fresh: bool = False) -> None:
     With ``fresh``, shapes recorded before are dropped first (graph inputs and outputs keep theirs): for passes that
     change channel counts. Tensors that inference cannot reach keep what was known of them, unless ``fresh``.
     """
-    interface = {t.name for t in (*model.graph.inputs, *model.graph.outputs)}
     if fresh:
-        for graph in model.graphs():
-            for name, tensor in tensors(graph).items():
-                if isinstance(tensor, gs.Variable) and name not in interface:
-                    tensor.shape = None
-    proto = _infer(model.to_proto(VALUES_BELOW), values=not any(map(_is_endless, _variables(model))))
-    for graph, inferred in pairs(model.graph, proto.graph):
-        # A tensor that a subgraph reads from outside is described outside; two branches may use a name for two tensors.
-        known = {v.name: v for v in inferred.value_info}
-        for name, tensor in tensors(graph).items():
-            value = known.get(name)
-            if value is None or not isinstance(tensor, gs.Variable) or name in interface:
-                continue
-            if not value.type.HasField("tensor_type"):
-                continue
-            if tensor.dtype is None and value.type.tensor_type.elem_type:
-                tensor.dtype = get_onnx_tensor_dtype(value)
-            shape = get_onnx_tensor_shape(value)
-            if shape is not None:
-                tensor.shape = [_tidy(d) for d in shape]
+        _forget(model)
+    inferred = _infer(model.to_proto(VALUES_BELOW), values=not any(map(_is_endless, _variables(model.graph))))
+    _take_in(model.graph, inferred)
     model.touch()
 
 
-def _infer(proto: onnx.ModelProto, values: bool) -> onnx.ModelProto:
+def infer_from_inputs(model: Model) -> list[list[int | str | None] | None]:
+    """Infer all shapes anew, also those of graph outputs: these are returned, in order, and the model's own stay.
+
+    Raises onnx.shape_inference.InferenceError where an operator does not take what it is given.
+    """
+    _forget(model)
+    proto = model.to_proto(VALUES_BELOW)
+    for value in proto.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.Clear()
+    inferred = _infer(proto, values=not any(map(_is_endless, _variables(model.graph))), strict=True)
+    _take_in(model.graph, inferred)
+    model.touch()
+    kinds = [value.type.tensor_type for value in inferred.graph.output]
+    return [shape_of(kind) if kind.HasField("shape") else None for kind in kinds]
+
+
+def _forget(model: Model) -> None:
+    interface = {t.name for t in (*model.graph.inputs, *model.graph.outputs)}
+    for graph in model.graphs():
+        for name, tensor in tensors(graph).items():
+            if isinstance(tensor, gs.Variable) and name not in interface:
+                tensor.shape = None
+
+
+class Original:
+    """A model as it was read, with its shapes inferred."""
+
+    def __init__(self, blueprint: Blueprint, inferred: onnx.ModelProto) -> None:
+        self._blueprint, self._inferred = blueprint, inferred
+
+    def build(self) -> gs.Graph:
+        graph = self._blueprint.build()
+        _take_in(graph, self._inferred)
+        return graph
+
+
+def infer_original(graph: gs.Graph, blueprint: Blueprint, light: onnx.ModelProto) -> Original:
+    """Like ``infer_shapes``, for a graph as its blueprint has just built it: nothing is exported for it.
+
+    ``light`` is the light copy of the blueprint's proto, and is used up.
+    """
+    for target, tensor in zip(light.graph.initializer, blueprint.proto.graph.initializer, strict=True):
+        if _is_large(tensor):
+            target.Clear()
+            write_stub(target, tensor.name, tensor.data_type, tensor.dims)
+    inferred = _infer(light, values=not any(map(_is_endless, _variables(graph))))
+    _take_in(graph, inferred)
+    return Original(blueprint, inferred)
+
+
+def light_copy(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A model for ``onnx.checker``, with empty tensors for its large initializers.
+
+    The checker looks at the values of each tensor alone, and whether those are as many as its shape says; ``ir.limits``
+    does the same.
+    """
+    light = onnx.ModelProto()
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            _copy_field(light, field.name, value)
+    for field, value in proto.graph.ListFields():
+        if field.name != "initializer":
+            _copy_field(light.graph, field.name, value)
+    for tensor in proto.graph.initializer:
+        target = light.graph.initializer.add()
+        # Of any other form than that of bytes alone, the checker may have more to say.
+        if _is_large(tensor) and _is_bytes(tensor):
+            target.name, target.data_type, target.raw_data = tensor.name, tensor.data_type, b""
+            target.dims.append(0)
+        else:
+            target.CopyFrom(tensor)
+    return light
+
+
+def _is_large(tensor: TensorProto) -> bool:
+    return data_bytes(tensor.data_type, math.prod(tensor.dims)) > VALUES_BELOW
+
+
+def _is_bytes(tensor: TensorProto) -> bool:
+    """Whether all that a tensor holds is a name, a type, a shape, and its values as bytes."""
+    if tensor.data_type == TensorProto.STRING or not tensor.HasField("raw_data"):
+        return False
+    others = (tensor.float_data, tensor.int32_data, tensor.string_data, tensor.int64_data, tensor.double_data)
+    more = (*others, tensor.uint64_data, tensor.external_data)
+    return not any(map(len, more)) and not tensor.HasField("data_location")
+
+
+def _copy_field(target: onnx.ModelProto | onnx.GraphProto, name: str, value: Any) -> None:
+    if isinstance(value, int | str | bytes):
+        setattr(target, name, value)
+    elif hasattr(value, "ListFields"):
+        getattr(target, name).CopyFrom(value)
+    else:
+        getattr(target, name).extend(value)
+
+
+def _take_in(main: gs.Graph, proto: onnx.ModelProto) -> None:
+    """Give the tensors of a graph the types that they lack and the shapes that inference has found."""
+    interface = {t.name for t in (*main.inputs, *main.outputs)}
+    for graph, inferred in pairs(main, proto.graph):
+        # A tensor that a subgraph reads from outside is described outside; two branches may use a name for two tensors.
+        found = tensors(graph)
+        for value in inferred.value_info:
+            name = value.name
+            tensor = found.get(name)
+            if tensor is None or not isinstance(tensor, gs.Variable) or name in interface:
+                continue
+            kind = value.type
+            if not kind.HasField("tensor_type"):
+                continue
+            inner = kind.tensor_type
+            if tensor.dtype is None and inner.elem_type:
+                tensor.dtype = dtype_of(inner.elem_type)
+            if inner.HasField("shape"):
+                tensor.shape = [_tidy(d) for d in shape_of(inner)]
+
+
+def _infer(proto: onnx.ModelProto, values: bool, strict: bool = False) -> onnx.ModelProto:
     """ONNX shape inference; with ``values``, small integers are followed through the graph where memory allows it.
 
     For that, onnx writes out every element of the vectors that Add, Cast, Concat and their like read, at about 75
@@ -64,12 +169,12 @@ def _infer(proto: onnx.ModelProto, values: bool) -> onnx.ModelProto:
     """
     for data_prop in (True, False) if values else (False,):
         with contextlib.suppress(MemoryError), bounded_memory(_MEMORY):
-            return onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
+            return onnx.shape_inference.infer_shapes(proto, strict_mode=strict, data_prop=data_prop)
     raise ModelError(f"the shapes of the model's tensors alone take more than {_MEMORY >> 20} MiB of memory")
 
 
-def _variables(model: Model) -> Iterator[gs.Variable]:
-    for graph in model.graphs():
+def _variables(main: gs.Graph) -> Iterator[gs.Variable]:
+    for graph in all_graphs(main):
         yield from (t for t in tensors(graph).values() if isinstance(t, gs.Variable))
 
 
@@ -80,6 +185,8 @@ def _is_endless(tensor: gs.Variable) -> bool:
 
 def infer_node(model: Model, node: gs.Node) -> None:
     """Fill in what a node's own inference says of its outputs, graph outputs excepted; what was known stays."""
+    if node.op in _LIKE_INPUT and len(node.outputs) == 1 and _like_input(model, node):
+        return
     try:
         found = _outputs_of(model, node)
     except _UNKNOWN:
@@ -101,6 +208,27 @@ def infer_node(model: Model, node: gs.Node) -> None:
             ]
 
 
+# The type and shape of their only output are those of their first input, in all versions.
+_LIKE_INPUT = frozenset(
+    """BatchNormalization Clip Elu Erf HardSigmoid HardSwish Identity LeakyRelu Neg Relu Sigmoid Softplus Sqrt
+    Tanh""".split()
+)
+
+
+def _like_input(model: Model, node: gs.Node) -> bool:
+    """Do what ``infer_node`` does for a node of ``_LIKE_INPUT``; False if it is no such case after all."""
+    source, target = node.inputs[0], node.outputs[0]
+    plain = isinstance(source, gs.Variable) and isinstance(target, gs.Variable) and source.type == "tensor_type"
+    if not plain or source.dtype is None or source.shape is None or node.domain or model.is_output(target):
+        return False
+    if target.dtype is None:
+        target.dtype = source.dtype
+    shape = [None if d == "" or (isinstance(d, int) and d < 0) else _tidy(d) for d in source.shape]
+    old = target.shape if target.shape is not None and len(target.shape) == len(shape) else [None] * len(shape)
+    target.shape = [was if now is None else now for was, now in zip(old, shape, strict=True)]
+    return True
+
+
 _UNKNOWN = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError)
 
 
@@ -113,7 +241,7 @@ def _outputs_of(model: Model, node: gs.Node) -> dict[str, onnx.TypeProto]:
         if isinstance(t, gs.Constant) and nbytes(t) <= VALUES_BELOW
     }
     imports = [onnx.helper.make_opsetid(d, v) for d, v in model.header.opsets.items()]
-    proto = OnnxExporter.export_node(node)
+    proto = node_proto(node)
     return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
 
 

@@ -26,8 +26,15 @@ PACKED_BITS: dict[int, int] = {
     TensorProto.UINT2: 2,
 }
 
+# Types whose elements a file holds as an array does, on machines that store numbers from the lowest byte on.
+SAME_IN_FILES = frozenset(map(np.dtype, ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")))
+_LITTLE = {dtype: dtype.newbyteorder("<") for dtype in SAME_IN_FILES}  # as files have it
+# Types whose elements a file holds as an array does, on machines that store numbers from the lowest byte on.
+SAME_IN_FILES = frozenset(map(np.dtype, ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")))
+_LITTLE = {dtype: dtype.newbyteorder("<") for dtype in SAME_IN_FILES}  # as files have it
 _tokens = itertools.count()
-_origins: dict[int, int] = {}  # by the id of a living array: the token of the stored values that it was read from
+# By the id of a living array: the token of the stored values that it was read from, and what ends the entry.
+_origins: dict[int, tuple[int, weakref.ref[np.ndarray]]] = {}
 
 
 class _Stored(LazyValues):
@@ -36,19 +43,23 @@ class _Stored(LazyValues):
     def __init__(self, tensor: TensorProto | onnx.SparseTensorProto, dtype: object) -> None:
         self.tensor, self.shape, self.dtype = tensor, tensor.dims, dtype
         self.token = -1 - next(_tokens)  # never the id of an object
+        self.size: int | None = None  # bytes, once asked for
         self._array: weakref.ref[np.ndarray] | None = None
 
     def load(self) -> np.ndarray:
         array = self._array() if self._array is not None else None
         if array is None:
             array = self._read()
-            self._array = weakref.ref(array)
-            _origins[id(array)] = self.token
-            weakref.finalize(array, _origins.pop, id(array), None)
+            key = id(array)
+            self._array = weakref.ref(array, lambda _: _origins.pop(key, None))
+            _origins[key] = (self.token, self._array)
         return array
 
     def _read(self) -> np.ndarray:
-        return np.asarray(numpy_helper.to_array(self.tensor))
+        tensor = self.tensor
+        if isinstance(self.dtype, np.dtype) and self.dtype in SAME_IN_FILES and (raw := tensor.raw_data):
+            return np.frombuffer(raw, _LITTLE[self.dtype]).reshape(tuple(self.shape))
+        return np.asarray(numpy_helper.to_array(tensor))
 
 
 class StoredValues(_Stored):
@@ -76,17 +87,27 @@ def peek(constant: gs.Constant) -> np.ndarray:
 
 def identity(values: object) -> int:
     """A number for the values of a constant that reading them does not change, and replacing them does."""
-    return values.token if isinstance(values, _Stored) else _origins.get(id(values), id(values))
+    if isinstance(values, _Stored):
+        return values.token
+    known = _origins.get(id(values))
+    return id(values) if known is None else known[0]
 
 
 class StubValues(LazyValues):
     """The type and shape of an initializer, exported without its data."""
 
     def __init__(self, tensor: gs.Constant) -> None:
-        proto = TensorProto(name=tensor.name, data_type=onnx_dtype(tensor), dims=[int(d) for d in tensor.shape])
-        proto.data_location = TensorProto.EXTERNAL
-        proto.external_data.add(key="location", value=STUB_LOCATION)
+        proto = TensorProto()
+        write_stub(proto, tensor.name, onnx_dtype(tensor), [int(d) for d in tensor.shape])
         self.tensor, self.shape, self.dtype = proto, proto.dims, tensor.dtype
+
+
+def write_stub(proto: TensorProto, name: str, kind: int, shape: Iterable[int]) -> None:
+    """Make an empty proto that of a tensor of this type and shape, as if its data were in another file."""
+    proto.name, proto.data_type = name, kind
+    proto.dims.extend(shape)
+    proto.data_location = TensorProto.EXTERNAL
+    proto.external_data.add(key="location", value=STUB_LOCATION)
 
 
 def onnx_dtype(tensor: gs.Tensor) -> int:
@@ -103,8 +124,12 @@ def onnx_dtype(tensor: gs.Tensor) -> int:
 def nbytes(tensor: gs.Constant) -> int:
     """Bytes of an initializer's data, without loading it; for text, an estimate."""
     values = tensor._values
-    if type(values) is np.ndarray and values.dtype.type.__module__ == "numpy" and values.dtype.kind in "fiub":
+    if type(values) is np.ndarray and values.dtype in SAME_IN_FILES:
         return values.nbytes
+    if isinstance(values, _Stored):
+        if values.size is None:
+            values.size = data_bytes(onnx_dtype(tensor), math.prod(int(d) for d in tensor.shape))
+        return values.size
     return data_bytes(onnx_dtype(tensor), math.prod(int(d) for d in tensor.shape))
 
 

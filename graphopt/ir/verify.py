@@ -55,28 +55,30 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
             found.append(f"two nodes are named {node.name!r}{where}")
         node_names.add(node.name)
         for tensor in node.outputs:
-            if not tensor.name:
+            name = tensor.name
+            if not name:
                 continue
-            if tensor.name in produced:
-                found.append(f"tensor {tensor.name!r} is written by {produced[tensor.name]!r} and {node.name!r}{where}")
-            elif tensor.name in defined and tensor.name not in outer:
-                found.append(f"node {node.name!r} writes the graph input {tensor.name!r}{where}")
-            produced[tensor.name] = node.name
+            if name in produced:
+                found.append(f"tensor {name!r} is written by {produced[name]!r} and {node.name!r}{where}")
+            elif name in defined and name not in outer:
+                found.append(f"node {node.name!r} writes the graph input {name!r}{where}")
+            produced[name] = node.name
         for tensor in (*node.inputs, *node.outputs):
-            if not tensor.name:
+            name = tensor.name
+            if not name:
                 continue
-            other = tensors.setdefault(tensor.name, tensor)
-            if other is not tensor and tensor.name not in outer:
-                found.append(f"two different tensors are named {tensor.name!r}{where}")
-            if isinstance(tensor, gs.Constant):
-                if tensor.name in produced:
-                    found.append(f"node {produced[tensor.name]!r} writes the initializer {tensor.name!r}{where}")
-                defined.add(tensor.name)
+            other = tensors.setdefault(name, tensor)
+            if other is not tensor and name not in outer:
+                found.append(f"two different tensors are named {name!r}{where}")
+            if type(tensor) is gs.Constant:
+                if name in produced:
+                    found.append(f"node {produced[name]!r} writes the initializer {name!r}{where}")
+                defined.add(name)
     late: list[tuple[str, str]] = []
     for node in graph.nodes:
-        for name in (t.name for t in node.inputs if t.name):
-            if name not in defined:
-                late.append((node.name, name))
+        for tensor in node.inputs:
+            if tensor.name not in defined and tensor.name:
+                late.append((node.name, tensor.name))
         inner = subgraphs(node) if node.attrs else []
         for sub in inner:
             visible = frozenset(defined) | frozenset(produced)
@@ -84,7 +86,9 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
         if inner:
             inside = _known_inside(node)
             late.extend((node.name, name) for name in reads(node) if name not in defined and name not in inside)
-        defined.update(t.name for t in node.outputs if t.name)
+        for tensor in node.outputs:
+            if tensor.name:
+                defined.add(tensor.name)
     if late:
         found.extend(_order_problems(graph, late, produced, where))
     for tensor in graph.outputs:

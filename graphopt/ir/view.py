@@ -35,7 +35,9 @@ def all_graphs(graph: gs.Graph) -> Iterator[gs.Graph]:
         yield current
         for node in current.nodes:
             if node.attrs:
-                queue.extend(subgraphs(node))
+                for value in node.attrs.values():
+                    if isinstance(value, gs.Graph):
+                        queue.append(value)
 
 
 def tensors(graph: gs.Graph) -> dict[str, gs.Tensor]:

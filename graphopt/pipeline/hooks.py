@@ -12,7 +12,12 @@ from graphopt.pipeline.base import Pass, PassResult
 
 
 class Hook(Protocol):
-    """Called around each pass. ``index`` counts passes from 0."""
+    """Called around each pass. ``index`` counts passes from 0.
+
+    ``wants_verified``: whether the model that ``after`` sees must have been verified, each time.
+    """
+
+    wants_verified: bool
 
     def before(self, index: int, step: Pass, model: Model) -> None: ...
 
@@ -25,6 +30,8 @@ class Hook(Protocol):
 
 class DumpIR:
     """Saves the model after every pass that changed it, as ``NN-name.onnx``."""
+
+    wants_verified = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,6 +53,8 @@ class Reproducer:
 
     ``arguments`` are the command-line arguments, after ``--passes``, that lead to the same context.
     """
+
+    wants_verified = False
 
     def __init__(self, folder: Path, arguments: Sequence[str], format_error: Callable[[BaseException], str]) -> None:
         self.folder, self.arguments, self.format_error = folder, list(arguments), format_error

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
+import onnx_graphsurgeon as gs
 
 from graphopt import garbage
 from graphopt.errors import ContractError, GraphoptError, PassError
@@ -57,6 +58,9 @@ class PassManager:
         self._ran = 0
         self._idle: list[Pass] = []  # that said they changed nothing since the last that did
         self._state: _State | None = None
+        self._snapshot: Snapshot | None = None  # of the model when it was last verified
+        self._unverified = False  # whether believed passes have changed it since
+        self._eager = verify_each or any(hook.wants_verified for hook in self.hooks)
 
     def run(self, model: Model, ctx: Context) -> list[Record]:
         """Run all passes. Raises PassError when a pass fails or breaks a promise."""
@@ -66,7 +70,7 @@ class PassManager:
                 self.again.append(step.spec)
             else:
                 self.again.append(self._run_one(step, model, ctx).again or step.spec)
-        self._check_idle(model, ctx)
+        self._settle(model, ctx)
         self._check_exact(model, ctx)
         return self.records
 
@@ -86,9 +90,10 @@ class PassManager:
 
     def _run_one(self, step: Pass, model: Model, ctx: Context, keep: bool = True) -> Record:
         """Run one pass and append its record, unless it changed nothing and need not be kept."""
-        believed = step.counts_changes and step.kind is Kind.EXACT  # until _check_idle, which replays exact passes
+        # Until _settle, which finds out by replaying exact passes.
+        believed = step.counts_changes and step.kind is Kind.EXACT and not self._eager
         if not believed:
-            self._check_idle(model, ctx)
+            self._settle(model, ctx)
         if step.kind is Kind.LOSSY:
             self._check_exact(model, ctx)
         if self._exact.start is None:
@@ -98,19 +103,22 @@ class PassManager:
         for hook in self.hooks:
             hook.before(index, step, model)
         before = self._state if self._state is not None and self._state.revision == model.revision else _State.of(model)
+        if self._snapshot is None or (before is not self._state and not self._unverified):
+            self._snapshot = Snapshot.of(model)
         began = time.perf_counter()
         try:
             with garbage.paused() if step.kind is Kind.EXACT else nullcontext():
                 result = step.run(model, ctx)
                 seconds = time.perf_counter() - began
-                after = self._verify(step, model, before, result)
+                after = self._take(step, model, before, result, believed)
         except Exception as error:
             if isinstance(error, GraphoptError) and not isinstance(error, ContractError):
                 raise  # said on purpose, to the user
-            raise self._failure(index, step, self._exact.replay(ctx)[-1], error) from error
+            # It may have been given a broken model.
+            raise self._broken(ctx) or self._failure(index, step, self._exact.replay(ctx)[-1], error) from error
         self._state = after
         if not believed:
-            self._check_idle(model, ctx)
+            self._settle(model, ctx)
         delta = {key: value - before.size[key] for key, value in after.size.items()}
         record = Record(
             step.spec, step.kind.value, result.changed, seconds, delta, result.metrics, list(result.skipped)
@@ -127,6 +135,51 @@ class PassManager:
             self._exact.add(index, step, record)
         return record
 
+    def _take(self, step: Pass, model: Model, before: _State, result: PassResult, believed: bool) -> _State:
+        """The state after a pass, verified unless the pass is believed for now."""
+        if not isinstance(result, PassResult):
+            raise ContractError(f"the pass {step.name!r} returned {type(result).__name__}, not a PassResult")
+        if not result.changed:
+            self._idle.append(step)
+            return replace(before, revision=model.revision)
+        self._idle.clear()
+        if believed:
+            self._unverified = True
+        else:
+            verify(model, self._snapshot, f"the pass {step.name!r}")
+            self._snapshot = None
+            if self.verify_each:
+                _deep_check(step, model)
+        return _State.of(model)
+
+    def _settle(self, model: Model, ctx: Context) -> None:
+        """Verify what believed passes have left. Raises PassError naming the first that broke its promises."""
+        if self._unverified:
+            try:
+                verify(model, self._snapshot)
+            except ContractError as error:
+                raise self._broken(ctx) or self._failure(
+                    self._exact.indices[-1], self._exact.steps[-1], self._exact.replay(ctx)[-2], error
+                ) from error
+            self._unverified, self._snapshot = False, None
+        self._check_idle(model, ctx)
+
+    def _broken(self, ctx: Context) -> PassError | None:
+        """The failure of the first pass not verified yet that leaves a broken model, if one does."""
+        if not self._unverified:
+            return None
+        assert self._exact.start is not None
+        model = self._exact.start
+        for index, step in zip(self._exact.indices, self._exact.steps, strict=True):
+            start, model = model, model.copy()
+            snapshot = Snapshot.of(model)
+            try:
+                step.run(model, ctx)
+                verify(model, snapshot, f"the pass {step.name!r}")
+            except Exception as error:
+                return self._failure(index, step, start, error)
+        return None
+
     def _check_exact(self, model: Model, ctx: Context) -> None:
         segment, self._exact = self._exact, _Segment()
         if segment.start is None or not segment.steps:
@@ -140,18 +193,6 @@ class PassManager:
             raise self._failure(segment.indices[error.index], segment.steps[error.index], start, error) from error
         for record in segment.records:
             record.exactness = verdict
-
-    def _verify(self, step: Pass, model: Model, before: _State, result: PassResult) -> _State:
-        if not isinstance(result, PassResult):
-            raise ContractError(f"the pass {step.name!r} returned {type(result).__name__}, not a PassResult")
-        if not result.changed:
-            self._idle.append(step)
-            return replace(before, revision=model.revision)
-        self._idle.clear()
-        verify(model, before.snapshot, f"the pass {step.name!r}")
-        if self.verify_each:
-            _deep_check(step, model)
-        return _State.of(model)
 
     def _check_idle(self, model: Model, ctx: Context) -> None:
         """Raise PassError if a pass that said so since the last change did not leave the model alone."""
@@ -181,13 +222,13 @@ class _State:
     """What the manager knows of the model between two passes, so that a pass that changes nothing costs little."""
 
     revision: int
-    snapshot: Snapshot
     size: dict[str, int]
     mark: int
 
     @classmethod
     def of(cls, model: Model) -> _State:
-        return cls(model.revision, Snapshot.of(model), _size(model), model.fingerprint())
+        graphs = list(model.graphs())
+        return cls(model.revision, _size(model, graphs), model.fingerprint(graphs))
 
 
 @dataclass
@@ -218,17 +259,14 @@ class _Segment:
 
 def _as_it_is(model: Model, ctx: Context) -> Model:
     """A copy of the model; the reference serves where nothing has changed yet."""
-    same = ctx.reference is not model and ctx.reference.fingerprint() == model.fingerprint()
+    same = ctx.reference is not model and ctx.reference.is_copy_of(model)
     return ctx.reference if same else model.copy()
 
 
-def _size(model: Model) -> dict[str, int]:
-    constants = list(model.constants())
-    return {
-        "nodes": sum(len(g.nodes) for g in model.graphs()),
-        "initializers": len(constants),
-        "weight_bytes": sum(nbytes(c) for c in constants),
-    }
+def _size(model: Model, graphs: Sequence[gs.Graph]) -> dict[str, int]:
+    weights = [nbytes(c) for c in model.constants(graphs)]
+    nodes = sum(len(g.nodes) for g in graphs)
+    return {"nodes": nodes, "initializers": len(weights), "weight_bytes": sum(weights)}
 
 
 def _deep_check(step: Pass, model: Model) -> None:

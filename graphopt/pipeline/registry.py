@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -20,13 +21,19 @@ GROUP = "graphopt.passes"
 PIPELINES = "graphopt.pipelines"
 
 
+@functools.cache
+def _installed(group: str) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """Finding them reads the metadata of all installed packages, which do not change while a process runs."""
+    return tuple(importlib.metadata.entry_points(group=group))
+
+
 class Registry:
     """Passes by name: those installed, plus those loaded from files."""
 
     def __init__(self) -> None:
-        self._points = {p.name: p for p in importlib.metadata.entry_points(group=GROUP)}
+        self._points = {p.name: p for p in _installed(GROUP)}
         self._classes: dict[str, type[Pass]] = {}
-        self._pipelines = {p.name: p for p in importlib.metadata.entry_points(group=PIPELINES)}
+        self._pipelines = {p.name: p for p in _installed(PIPELINES)}
 
     def pipelines(self) -> list[str]:
         """Names of pipelines: lists of passes that repeat until nothing changes."""

@@ -56,7 +56,7 @@ class RewritePass(Pass):
         while again:
             again, skipped = False, []
             # Subgraphs first: what they no longer read can then go.
-            graphs = list(model.graphs())
+            graphs = [model.graph] if Workbench.kept(model) is not None else list(model.graphs())
             for graph in reversed(graphs):
                 bench = self._run_on(model, graph, ctx)
                 counts.update(bench.counts)

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
 from graphopt.ir.values import peek
-from graphopt.ir.view import is_standard, reads, subgraphs
+from graphopt.ir.view import reads, subgraphs
 
 # Types that ONNX Runtime takes from and gives to numpy; others (bfloat16, 8-bit floats, 4-bit integers) are not
 # computed with.
@@ -22,6 +22,9 @@ _PLAIN = frozenset(
         *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     )
 )
+
+
+_STANDARD = (None, "", "ai.onnx")
 
 
 def plain_dtype(tensor: gs.Tensor) -> np.dtype | None:
@@ -44,6 +47,8 @@ class Index:
         self._slots: list[list[gs.Node]] = [[n] for n in self.graph.nodes]
         self._slot: dict[int, int] = {id(n): k for k, n in enumerate(self.graph.nodes)}
         self._alive: dict[int, gs.Node] = {id(n): n for n in self.graph.nodes}
+        self._moved = False  # whether the graph's own list of nodes is no longer theirs
+        self._by_op: dict[str, dict[int, gs.Node]] = {}
         self._readers: dict[str, dict[int, gs.Node]] = {}
         self._producer: dict[str, gs.Node] = {}
         self._outputs = {t.name for t in self.graph.outputs}
@@ -52,12 +57,15 @@ class Index:
         self.has_subgraphs = any(node.attrs and subgraphs(node) for node in self.graph.nodes)
         self._captured = set(_read_elsewhere(model, self.graph))
         for node in self.graph.nodes:
+            self._by_op.setdefault(node.op, {})[id(node)] = node
             for tensor in node.inputs:
                 if tensor.name:
                     self._readers.setdefault(tensor.name, {})[id(node)] = node
             for tensor in node.outputs:
                 if tensor.name:
                     self._producer[tensor.name] = node
+        # Nodes whose outputs nobody may be reading: those that nobody does, and some more.
+        self._idle = {id(n): n for n in self.graph.nodes if not self.is_read(n)}
         for other in model.graphs() if self.has_subgraphs or self.graph is not model.graph else (self.graph,):
             for node in other.nodes:
                 if not self.is_standard(node):
@@ -65,12 +73,20 @@ class Index:
 
     def nodes(self) -> Iterator[gs.Node]:
         """The nodes that are left, in topological order."""
+        if not self._moved:
+            yield from self.graph.nodes
+            return
+        alive = self._alive
         for slot in self._slots:
-            yield from (n for n in slot if id(n) in self._alive)
+            for node in slot:
+                if id(node) in alive:
+                    yield node
 
     def position(self, node: gs.Node) -> tuple[int, int]:
         """Where a node stands in the order, to be compared with that of another."""
         slot = self._slot[id(node)]
+        if len(self._slots[slot]) == 1:
+            return slot, 0
         return slot, next(k for k, n in enumerate(self._slots[slot]) if n is node)
 
     def is_alive(self, node: gs.Node) -> bool:
@@ -78,7 +94,16 @@ class Index:
 
     def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
         """Nodes of the graph that read ``tensor``, each once."""
-        return list(self._readers.get(tensor.name, {}).values())
+        found = self._readers.get(tensor.name)
+        return list(found.values()) if found else []
+
+    def is_read(self, node: gs.Node) -> bool:
+        """Whether some node of the graph reads an output of ``node``."""
+        readers = self._readers
+        for tensor in node.outputs:  # noqa: SIM110 - asked for every node that is looked at
+            if tensor.name and readers.get(tensor.name):
+                return True
+        return False
 
     def producer(self, tensor: gs.Tensor) -> gs.Node | None:
         return self._producer.get(tensor.name)
@@ -121,7 +146,7 @@ class Index:
 
     def is_standard(self, node: gs.Node) -> bool:
         """Whether the node's meaning is known: an operator of the ONNX standard, not a custom one or a function."""
-        return is_standard(node) and self.schema(node) is not None
+        return node.domain in _STANDARD and self._schema_of(node.op) is not None
 
     def has_op(self, op: str) -> bool:
         """Whether the model's opset has a standard operator of this name."""
@@ -131,12 +156,14 @@ class Index:
         return self._schema_of(node.op)
 
     def _schema_of(self, op: str) -> onnx.defs.OpSchema | None:
-        if op not in self._schemas:
+        try:
+            return self._schemas[op]
+        except KeyError:
             self._schemas[op] = None
             if not self._functions & {("", op), ("ai.onnx", op)}:
                 with contextlib.suppress(onnx.defs.SchemaError):
                     self._schemas[op] = onnx.defs.get_schema(op, self.model.opset, "")
-        return self._schemas[op]
+            return self._schemas[op]
 
     def array(self, tensor: gs.Tensor | None) -> np.ndarray | None:
         """Values of an initializer that numpy can compute with; None for anything else."""

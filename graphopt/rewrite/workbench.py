@@ -7,7 +7,6 @@ graphsurgeon's lists once, in ``finish``.
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heapify, heappop, heappush
@@ -23,9 +22,6 @@ from graphopt.ir.view import all_graphs, reads, subgraphs, tensors
 from graphopt.pipeline.base import Skipped
 from graphopt.rewrite.index import Index
 from graphopt.rewrite.shapes import known
-
-# The workbench that the last pass left of each model.
-_kept: weakref.WeakKeyDictionary[Model, Workbench] = weakref.WeakKeyDictionary()
 
 Step = Callable[["Workbench", gs.Node], str | None]
 
@@ -44,14 +40,20 @@ class Workbench(Index):
     @classmethod
     def of(cls, model: Model, graph: gs.Graph, reach: int) -> Workbench:
         """A workbench for one pass. That of the pass before serves again where the model is as it left it."""
-        kept = _kept.get(model)
-        if kept is not None and kept.graph is graph and kept._revision == model.revision:
+        kept = cls.kept(model)
+        if kept is not None and kept.graph is graph:
             kept._begin(reach)
             return kept
         bench = cls(model, graph, reach)
         if graph is model.graph and not bench.has_subgraphs:
-            _kept[model] = bench
+            model.workbench = bench
         return bench
+
+    @staticmethod
+    def kept(model: Model) -> Workbench | None:
+        """The workbench of a model without subgraphs, if the model is as the last pass on it left it."""
+        kept = model.workbench
+        return kept if isinstance(kept, Workbench) and kept._revision == model.revision else None
 
     def _begin(self, reach: int) -> None:
         self.changed = False
@@ -68,42 +70,62 @@ class Workbench(Index):
 
     # --- the worklist ---------------------------------------------------------------------------------------
 
-    def push(self, nodes: Iterable[gs.Node | None]) -> None:
+    def push(self, nodes: Iterable[gs.Node]) -> None:
         """Look at these nodes (again)."""
+        alive, queued, pending = self._alive, self._queued, self._pending
         for node in nodes:
-            if node is not None and id(node) in self._alive and id(node) not in self._queued:
-                self._queued.add(id(node))
-                self._pending.append(node)
+            key = id(node)
+            if key not in queued and key in alive:
+                queued.add(key)
+                pending.append(node)
 
     def push_below(self, node: gs.Node) -> None:
         """Look again at a node and at the nodes whose rules may reach up to it."""
-        level = [node]
+        readers = self._readers
+        level = {id(node): node}
         for _ in range(self.reach + 1):
-            fresh = [n for n in level if id(n) in self._alive]
+            fresh = [n for key, n in level.items() if key in self._alive]
             self.push(fresh)
-            level = list({id(r): r for n in fresh for t in n.outputs for r in self.readers(t)}.values())
+            level = {}
+            for tensor in [t for n in fresh for t in n.outputs]:
+                level.update(readers.get(tensor.name, ()))
+            if not level:
+                break
 
     def drain(self, rules: dict[str, list[tuple[str, Step]]], always: list[tuple[str, Step]]) -> None:
-        """Apply rules until no node waits: ``always`` to every node, ``rules`` by operator to standard ones."""
-        while self._pending:
-            node = self._pending.popleft()
-            self._queued.discard(id(node))
-            if id(node) not in self._alive:
+        """Apply rules until no node waits: ``always`` to every node, ``rules`` by operator to standard ones.
+
+        The first of ``always`` is for nodes whose outputs nobody reads.
+        """
+        idle, every = always[:1], always[1:]
+        todo_of = {op: [*every, *steps] for op, steps in rules.items()}
+        alive, pending, queued, is_read = self._alive, self._pending, self._queued, self.is_read
+        while pending:
+            node = pending.popleft()
+            key = id(node)
+            queued.discard(key)
+            if key not in alive:
                 continue
-            todo = [*always, *rules.get(node.op, ())] if self.is_standard(node) else always
+            todo = todo_of.get(node.op, every)
+            if todo is not every and not self.is_standard(node):
+                todo = every
+            if key in self._skipped or not is_read(node):
+                todo = [*idle, *todo]
             for name, step in todo:
                 self._apply(name, step, node)
-                if id(node) not in self._alive:
+                if key not in alive:
                     break
 
     def push_all(self, ops: Collection[str]) -> None:
         """Look at every node of these operators (none: of all), and at nodes whose outputs nobody reads."""
-        readers = self._readers
-        self.push(
-            node
-            for node in self.nodes()
-            if not ops or node.op in ops or not any(t.name and readers.get(t.name) for t in node.outputs)
-        )
+        if not ops:
+            self.push(self.nodes())
+            return
+        self._idle = {key: n for key, n in self._idle.items() if not self.is_read(n)}
+        found = dict(self._idle)
+        for op in ops:
+            found.update(self._by_op.get(op, {}))
+        self.push(sorted(found.values(), key=self.position))
 
     def _apply(self, name: str, step: Step, node: gs.Node) -> None:
         before, self.rule, op = self.edits, step, node.op
@@ -154,6 +176,7 @@ class Workbench(Index):
         list.__setitem__(node.outputs, index, tensor)
         self._producer[tensor.name] = node
         self._touched.update({id(old): old, id(tensor): tensor})
+        self._idle[id(node)] = node
         self.push_below(node)
         self._mark(node)
 
@@ -161,6 +184,7 @@ class Workbench(Index):
         """Make a node write these tensors, its own among them, whose former producers are removed."""
         list.clear(node.outputs)
         list.extend(node.outputs, tensors)
+        self._idle[id(node)] = node
         for tensor in tensors:
             self._producer[tensor.name] = node
             self._touched[id(tensor)] = tensor
@@ -172,6 +196,8 @@ class Workbench(Index):
         old = list(node.inputs)
         list.clear(node.inputs)
         list.extend(node.inputs, inputs)
+        self._by_op.get(node.op, {}).pop(id(node), None)
+        self._by_op.setdefault(op, {})[id(node)] = node
         node.op, node.attrs, node.domain = op, dict(attrs), None
         kept = {t.name for t in inputs}
         for tensor in old:
@@ -199,6 +225,7 @@ class Workbench(Index):
         """Drop the last output of a node, which nobody reads."""
         tensor = list.pop(node.outputs)
         self._producer.pop(tensor.name, None)
+        self._idle[id(node)] = node
         self._touched[id(tensor)] = tensor
         self.push([node])
         self._mark(node)
@@ -269,6 +296,9 @@ class Workbench(Index):
         self._slots[slot].insert(place + offset, node)
         self._slot[id(node)] = slot
         self._alive[id(node)] = node
+        self._by_op.setdefault(node.op, {})[id(node)] = node
+        self._idle[id(node)] = node
+        self._moved = True
         self._captured.update(name for sub in subgraphs(node) for name in _names_read(sub))
         for tensor in node.inputs:
             self._read(tensor, node)
@@ -281,6 +311,9 @@ class Workbench(Index):
 
     def remove(self, node: gs.Node) -> None:
         del self._alive[id(node)]
+        self._by_op.get(node.op, {}).pop(id(node), None)
+        self._idle.pop(id(node), None)
+        self._moved = True
         self._skipped.pop(id(node), None)
         for tensor in node.inputs:
             self._unread(tensor, node)
@@ -356,8 +389,9 @@ class Workbench(Index):
 
     def skipped(self) -> list[Skipped]:
         """What was left alone, in the order of nodes: one reason a node, the first rule's."""
-        said = (self._skipped.get(id(n)) for n in self.nodes())
-        return [next(iter(reasons.values())) for reasons in said if reasons]
+        said = [key for key, reasons in self._skipped.items() if reasons and key in self._alive]
+        said.sort(key=lambda key: self.position(self._alive[key]))
+        return [next(iter(self._skipped[key].values())) for key in said]
 
     def infer_shapes(self) -> None:
         """Infer shapes below what changed, as far as they were unknown, and look again where that told something."""
@@ -391,15 +425,18 @@ class Workbench(Index):
         infer_shapes(self.model)
         for name, tensor in tensors(self.graph).items():
             if before.get(name) != _known(tensor):
-                self.push([self._producer.get(name), *self.readers(tensor)])
+                producer = self._producer.get(name)
+                self.push(self.readers(tensor) if producer is None else [producer, *self.readers(tensor)])
 
     def finish(self) -> None:
         """Write the result back into the graph: node order, and graphsurgeon's producer and consumer lists."""
         if not self.changed:
             return
-        self.graph.nodes = list(self.nodes())
-        self._slots = [[n] for n in self.graph.nodes]
-        self._slot = {id(n): k for k, n in enumerate(self.graph.nodes)}
+        if self._moved:
+            self.graph.nodes = list(self.nodes())
+            self._moved = False
+            self._slots = [[n] for n in self.graph.nodes]
+            self._slot = {id(n): k for k, n in enumerate(self.graph.nodes)}
         if self.has_subgraphs or self.graph is not self.model.graph:
             self._link_all()
         else:
@@ -444,7 +481,11 @@ class Workbench(Index):
         left = self._readers.get(tensor.name, {})
         left.pop(id(node), None)
         # The producer may be dead now, and the last reader may now have the tensor to itself.
-        self.push([self._producer.get(tensor.name)])
+        producer = self._producer.get(tensor.name)
+        if producer is not None:
+            self.push([producer])
+            if not left:
+                self._idle[id(producer)] = producer
         if len(left) == 1:
             self.push_below(next(iter(left.values())))
 
@@ -484,4 +525,6 @@ def _complete(tensor: gs.Tensor) -> bool:
 
 
 def _known(tensor: gs.Tensor) -> tuple[object, ...]:
-    return (str(tensor.dtype), None if tensor.shape is None else tuple(tensor.shape))
+    dtype, shape = tensor.dtype, tensor.shape
+    kind = dtype if dtype is None or isinstance(dtype, int) else np.dtype(dtype).num + 1000
+    return (kind, None if shape is None else tuple(shape))

@@ -8,7 +8,7 @@ is left of a total, gives the same answers when the pass runs again.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -47,9 +47,12 @@ def human(size: int) -> str:
     return f"{size} bytes"
 
 
-def plan(bench: Workbench, budget: int, refused: dict[int, str]) -> Plan:
+def plan(bench: Workbench, allowed: Callable[[], int], refused: dict[int, str]) -> Plan:
     """Choose the constant subgraphs to fold. ``refused``: nodes (by id) that could not be computed, and why."""
     candidates = _candidates(bench, refused)
+    if not candidates:
+        return Plan([], [], 0)
+    budget = allowed()
     sizes = {id(n): sum(_result_bytes(n, t) or 0 for t in n.outputs if t.name) for n in candidates}
     chosen: set[int] = set()
     for part in _components(bench, candidates):
@@ -73,15 +76,12 @@ def plan(bench: Workbench, budget: int, refused: dict[int, str]) -> Plan:
 
 def _candidates(bench: Workbench, refused: dict[int, str]) -> list[gs.Node]:
     """Nodes that depend on initializers alone and can be computed within the working memory."""
-    limit: int | None = None
     found: list[gs.Node] = []
     names: set[str] = set()
     for node in bench.nodes():
-        if not node.inputs or not all(not t.name or t.name in names or isinstance(t, gs.Constant) for t in node.inputs):
+        if not _is_constant(node, names):
             continue
-        if limit is None:
-            limit = max([WORKING_BYTES, *(nbytes(c) for c in bench.model.constants())])
-        reason = refused.get(id(node)) or _why_not(bench, node, limit)
+        reason = refused.get(id(node)) or _why_not(bench, node)
         if reason:
             bench.skip(node, reason)
         else:
@@ -90,7 +90,15 @@ def _candidates(bench: Workbench, refused: dict[int, str]) -> list[gs.Node]:
     return found
 
 
-def _why_not(bench: Workbench, node: gs.Node, limit: int) -> str:
+def _is_constant(node: gs.Node, names: Collection[str]) -> bool:
+    """Whether a node has inputs, and all of them are initializers or among the tensors ``names``."""
+    for tensor in node.inputs:
+        if type(tensor) is not gs.Constant and tensor.name and tensor.name not in names:
+            return False
+    return bool(node.inputs)
+
+
+def _why_not(bench: Workbench, node: gs.Node) -> str:
     """Why a node with constant inputs is not evaluated, in words; empty if it may be."""
     if not bench.is_standard(node):
         return "a custom operator is not evaluated, although its inputs are constant"
@@ -111,7 +119,7 @@ def _why_not(bench: Workbench, node: gs.Node, limit: int) -> str:
         size = _result_bytes(node, tensor)
         if size is None:
             return "the size of its result is not known before it is computed"
-        if size > limit:
+        if size > WORKING_BYTES and size > max(nbytes(c) for c in bench.model.constants()):
             return f"its result of {human(size)} is too large to compute here"
     return ""
 

@@ -5,12 +5,14 @@ The kernels are those that would have run at inference time, so folding does not
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from graphopt.errors import ModelError
+from graphopt.ir.exporter import node_proto
 from graphopt.ir.values import peek
 from graphopt.passes.fold.budget import Plan, plan
 from graphopt.rewrite import Workbench
@@ -20,8 +22,8 @@ from graphopt.runtime.session import open_session, run_feeds
 class Evaluator:
     """Folds constant subgraphs within a byte budget, and remembers which nodes cannot be computed."""
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, budget: Callable[[], int]) -> None:
+        self.budget = budget  # asked only where something could be folded
         self._refused: dict[int, str] = {}
 
     def fold(self, bench: Workbench) -> None:
@@ -68,7 +70,7 @@ def compute(opset: int, nodes: list[gs.Node], wanted: list[gs.Tensor]) -> dict[s
     """
     weights = {t.name: peek(t) for n in nodes for t in n.inputs if isinstance(t, gs.Constant)}
     graph = onnx.helper.make_graph(
-        [OnnxExporter.export_node(n) for n in nodes],
+        [node_proto(n) for n in nodes],
         "constants",
         [
             onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)

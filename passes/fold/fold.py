@@ -44,7 +44,7 @@ class Fold(RewritePass):
         )
 
     def settle(self, bench: Workbench) -> None:
-        Evaluator(self._budget(bench.model)).fold(bench)
+        Evaluator(lambda: self._budget(bench.model)).fold(bench)
         if bench.idle:
             bench.infer_shapes()
 

@@ -93,3 +93,23 @@ def test_pipelines_are_listed(graphopt) -> None:
     (simplify,) = [p for p in found["pipelines"] if p["name"] == "simplify"]
     assert simplify["passes"][0] == "fold" and {"cse", "dedupe"} <= set(simplify["passes"])
     assert all(entry["summary"].endswith(".") for entry in found["passes"])
+
+
+def test_passes_lists_the_others_where_one_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    from click.testing import CliRunner
+
+    from graphopt.cli.passes import command
+    from graphopt.pipeline import registry
+
+    real = registry._installed
+    broken = EntryPoint("broken", "no_such_module:Pass", registry.GROUP)
+    monkeypatch.setattr(registry, "_installed", lambda g: (*real(g), *[broken] * (g == registry.GROUP)))
+    done = CliRunner().invoke(command, [])
+    assert done.exit_code == 0 and "fuse-affine" in done.stdout
+    assert "warning: the pass 'broken' of no_such_module:Pass cannot be imported" in done.stderr
+    found = json.loads(CliRunner().invoke(command, ["--format", "json"]).stdout)
+    assert len(found["broken"]) == 1 and "fold" in {p["name"] for p in found["passes"]}
+    assert not CliRunner().invoke(command, ["fold"]).stderr
+    assert CliRunner().invoke(command, ["broken"]).exit_code != 0

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import Model, ModelError, load, save
 from graphopt.ir import infer_shapes, verify
-from graphopt.ir.convert import walk_graphs
+from graphopt.ir.contents import walk_graphs
 from graphopt.ir.values import nbytes
 from graphopt.runtime.session import open_session, run_feeds
 

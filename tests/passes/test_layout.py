@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt import Model
 from graphopt.ir.io import load
 from graphopt.passes.layout import Layout
+from graphopt.passes.layout.cut import _reached, _reached_of_many
 from graphopt.passes.layout.reshape import groups
 from graphopt.pipeline.registry import Registry
 
@@ -607,3 +608,21 @@ def same(before: bytes, after: bytes) -> None:
 
     found = compare_outputs(before, after, random_feeds(before, (1, 3)), rtol=1e-5)
     assert found.equal, found
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(2, 9).flatmap(
+        lambda n: st.tuples(
+            st.just(n),
+            st.dictionaries(
+                st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(lambda e: e[0] != e[1]),
+                st.integers(1, 9),
+                min_size=1,
+            ),
+        )
+    )
+)
+def test_both_ways_of_cutting_find_the_same_side(case: tuple[int, dict[tuple[int, int], int]]) -> None:
+    size, capacity = case
+    assert _reached(capacity) == _reached_of_many(capacity, size)

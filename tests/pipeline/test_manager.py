@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -299,3 +301,66 @@ def test_a_rewriting_pass_with_a_run_of_its_own_is_not_taken_at_its_word() -> No
 
     assert rewriting("counted", False).counts_changes
     assert not Own.counts_changes
+
+
+def breaking(given: str, how: str) -> RewritePass:
+    def work(bench: Workbench, node: gs.Node) -> None:
+        if how == "counts":
+            bench.set_input(node, 0, node.inputs[0])
+        elif how == "dangles":
+            bench.set_input(node, 0, gs.Variable("nobody", np.float32, [1]))
+        else:
+            raise KeyError(how)
+
+    @dataclass(frozen=True)
+    class Breaking(RewritePass):
+        """Change something once in a run, rightly or wrongly."""
+
+        name = given
+        kind = Kind.EXACT
+
+        def rules(self, model: Model, ctx: Context) -> tuple[Rule, ...]:
+            done: list[gs.Node] = []
+
+            def once(bench: Workbench, node: gs.Node) -> None:
+                if not done:
+                    done.append(node)
+                    work(bench, node)
+
+            return (Rule("changed", ("Sigmoid",), once),)
+
+    return Breaking()
+
+
+@pytest.mark.parametrize("after", ["counts", "crashes", "none"])
+def test_who_broke_the_model_among_passes_that_are_verified_together(after: str, tmp_path: Path) -> None:
+    model = Model.from_text(TEXT)
+    passes = [breaking("first", "counts"), breaking("guilty", "dangles")]
+    passes += [] if after == "none" else [breaking("last", after)]
+    manager = PassManager(passes, [Reproducer(tmp_path / "crash", ["--no-eval"], str)])
+    with pytest.raises(ContractError, match=r"the pass 'guilty' broke the model: .*'nobody'"):
+        manager.run(model, context(model))
+    assert "--passes guilty" in (tmp_path / "crash" / "command.sh").read_text()
+    assert load(tmp_path / "crash" / "input.onnx").fingerprint()
+
+
+def test_a_pass_that_crashes_after_sound_ones_is_the_one_named() -> None:
+    model = Model.from_text(TEXT)
+    with pytest.raises(PassError, match="the pass 'last' failed: KeyError"):
+        PassManager([breaking("first", "counts"), breaking("last", "crashes")]).run(model, context(model))
+
+
+def test_a_dump_of_a_broken_model_is_never_written(tmp_path: Path) -> None:
+    model = Model.from_text(TEXT)
+    with pytest.raises(ContractError, match="the pass 'guilty' broke the model"):
+        PassManager([breaking("guilty", "dangles")], [DumpIR(tmp_path)]).run(model, context(model))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_passes_have_rewritten_is_not_kept() -> None:
+    model = Model.from_text(TEXT)
+    PassManager([breaking("first", "counts")]).run(model, context(model))
+    seen = weakref.ref(model)
+    del model
+    gc.collect()
+    assert seen() is None
