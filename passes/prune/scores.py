@@ -21,7 +21,7 @@ from graphopt.passes.prune.consumers import Consumer, rng_of
 from graphopt.passes.prune.ridge import Rows, best_strength
 from graphopt.pipeline import Context
 
-_STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the ridge, as a fraction of the inputs' mean energy
+_STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the ridge, as a fraction of the inputs' mean energy
 _STEPS = 200
 _SMALL = 1e-12  # an energy that vanishes
 
@@ -60,14 +60,14 @@ class _Problem:
     def part(self, rows: np.ndarray) -> _Problem:
         return _Problem(self.x[rows], self.scores[rows], self.weight, self.bias, self.intercept)
 
-    def by_least_squares(self, judged: _Problem, weight: np.ndarray, bias: np.ndarray) -> _Problem:
-        """The same, at the weight and bias of least squares, with the ridge that suits other images best."""
+    def at_least_squares(self, judged: _Problem) -> _Problem:
+        """The same from the weight and bias of least squares, with the ridge that suits other images best."""
         one, two = (Rows(*(a[None].astype(np.float32) for a in (p.x, p.scores)), None) for p in (self, judged))
-        moments = one.moments()
-        strength = best_strength(moments, two, weight, bias, self.intercept)
+        moments, start = one.moments(), (self.weight[None], self.bias[None])
+        strength = best_strength(moments, two, *start, self.intercept)
         if strength is None:
             return self
-        (weight,), (bias,) = moments.solve(weight, bias, strength, self.intercept)
+        (weight,), (bias,) = moments.solve(*start, strength, self.intercept)
         return replace(self, weight=weight, bias=bias)
 
     def divergence(self, weight: np.ndarray, bias: np.ndarray) -> float:
@@ -107,24 +107,28 @@ def refit_scores(
     """Refit the last layer, which least squares have fitted, in place.
 
     ``targets``: its original scores, by batch; ``start``: its weight and bias before they were fitted to anything.
-    On every other batch it is first tried whether, and with what ridge, that brings the batches between closer to the
-    original than least squares do.
+    On every other batch it is first tried whether, and with what ridge towards these or towards least squares, that
+    brings the batches between closer to the original than least squares do.
     """
     node, sampler = network.model.graph.nodes[consumer.index], consumer.sampler
     name, intercept = node.inputs[0].name, sampler.can_bias(node)
     x = [
-        sampler.inputs(node, values[name], rng_of(ctx, consumer, number), consumer.per_image)[:, 0]
-        for number, values in enumerate(network.tensors([name], keep=True))
+        sampler.inputs(node, tensors[name], rng_of(ctx, consumer, number), consumer.per_image)[:, 0]
+        for number, tensors in enumerate(network.tensors([name], keep=True))
     ]
     if len(x) < 2:
         return
-    (weight,), (bias,) = sampler.read(node)
     batch = np.repeat(np.arange(len(x)), [len(rows) for rows in x])
-    whole = _Problem(np.concatenate(x).astype(np.float64), np.concatenate(targets), weight, bias, intercept)
-    judged, fitted = whole.part(batch % 2 == 1), whole.part(batch % 2 == 0)
-    fitted = fitted.by_least_squares(judged, *start)
-    found = {strength: judged.divergence(*fitted.solve(strength)) for strength in _STRENGTHS}
-    best = min(found, key=lambda s: found[s])
-    if found[best] < judged.divergence(fitted.weight, fitted.bias):
-        weight, bias = whole.solve(best)
+    values = np.concatenate(x).astype(np.float64), np.concatenate(targets)
+    whole = [_Problem(*values, weight, bias, intercept) for (weight,), (bias,) in (start, sampler.read(node))]
+    fitted, judged = whole[0].part(batch % 2 == 0), whole[0].part(batch % 2 == 1)
+    halves = [fitted, fitted.at_least_squares(judged)]
+    found = {
+        (which, strength): judged.divergence(*half.solve(strength))
+        for which, half in enumerate(halves)
+        for strength in _STRENGTHS
+    }
+    which, strength = min(found, key=lambda tried: found[tried])
+    if found[which, strength] < judged.divergence(halves[1].weight, halves[1].bias):
+        weight, bias = whole[which].solve(strength)
         sampler.write(network.model, node, weight[None], bias[None])
