@@ -23,7 +23,7 @@ from graphopt.passes.quantize.stored import input_scale, scales_of, store
 from graphopt.pipeline import Context
 
 _STRENGTH = 1e-2  # of the ridge
-_RATIOS = np.linspace(1.0, 0.5, 26)  # of scales that hold the largest weight, tried for few bits
+_RATIOS = np.linspace(1.0, 0.5, 21)  # of scales that hold the largest weight, tried for few bits
 
 
 def reconstruct(

@@ -101,11 +101,12 @@ def best_scales(
     """Scales [groups, 1, outputs] whose rounding to nearest gives the least error, out of ``ratios`` of those of the
     grid; none below ``least``."""
     best = np.full(grid.scale[:, 0].shape, np.inf)
+    single = moments.astype(np.float32)  # which scale is best shows in single precision
     chosen = grid.scale.copy()
     for ratio in ratios:
         scale = np.maximum(grid.scale * ratio, least)
-        error = Grid(scale, grid.most).nearest(weight) * scale - weight
-        cost = np.einsum("gio,gio->go", error, moments @ error)
+        error = (Grid(scale, grid.most).nearest(weight) * scale - weight).astype(np.float32)
+        cost = np.einsum("gio,gio->go", error, single @ error)
         better = cost < best
         best = np.where(better, cost, best)
         chosen = np.where(better[:, None], scale, chosen)

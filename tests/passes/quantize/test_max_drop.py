@@ -14,6 +14,10 @@ from graphopt.data.loader import Batches
 from graphopt.data.model_io import image_input
 from graphopt.data.preprocess import Preprocess
 from graphopt.passes.quantize import Quantize
+from graphopt.passes.quantize.assemble import Assembler, Recipe
+from graphopt.passes.quantize.calibrate import calibrate
+from graphopt.passes.quantize.lowering import lower
+from graphopt.passes.quantize.placement import decide
 from graphopt.passes.quantize.sensitivity import decibels
 from graphopt.runtime.session import open_session, run_session
 
@@ -142,3 +146,31 @@ def test_decibels():
     x = np.random.default_rng(0).normal(size=10000)
     assert decibels(x, x) == 120
     assert decibels(x, x + 0.1 * np.random.default_rng(1).normal(size=10000)) == pytest.approx(20, abs=0.3)
+
+
+def assembler_of(data: Data, target) -> Assembler:
+    model = data.model.copy()
+    ctx = data.context(target)
+    lower(model)
+    plan = decide(model, ctx.target)
+    found = calibrate(model, ctx, plan)
+    return Assembler(model, ctx, plan, Recipe(), found.params, found.means)
+
+
+def test_operators_without_weights_follow_the_layers_that_are_restored(data, eager_target):
+    assembler = assembler_of(data, eager_target)
+    everything = assembler.build()
+    assert everything.planned["GlobalAveragePool"] and len(assembler.candidates) == 3
+    some = assembler.build(frozenset(assembler.candidates[:1]))
+    assert len(some.planned["Conv"]) == 1 and some.planned["GlobalAveragePool"]
+    none = assembler.build(frozenset(assembler.candidates))
+    assert none.planned == {} and not any("Quantize" in n.op for n in none.model.graph.nodes)
+
+
+def test_one_layer_alone(data, eager_target, run):
+    assembler = assembler_of(data, eager_target)
+    one = assembler.alone("fragile")
+    weights = [n for n in one.graph.nodes if n.op == "DequantizeLinear" and len(n.outputs[0].shape or []) == 4]
+    assert sum(1 for n in weights if n.inputs[0].dtype == np.int8) == 1
+    x = np.random.default_rng(0).uniform(-1, 1, (4, 3, 8, 8)).astype(np.float32)
+    assert np.isfinite(run(one, x)).all()

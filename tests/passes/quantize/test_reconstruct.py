@@ -180,3 +180,14 @@ def test_same_input_same_bytes(graph, quantized, target):
 def test_an_unknown_rounding_is_refused(graph, quantized):
     with pytest.raises(UsageError, match=r"rounding.*one of auto, nearest, reconstruct"):
         quantized(graph(TWO, IMAGE, OUT, w=W, b=B, v=V), 4, 3, 8, 8, rounding="up")
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "reconstruct"])
+def test_where_pairs_of_products_saturate_no_two_weights_can(graph, quantized, eager_target, rounding):
+    narrow = dataclasses.replace(eager_target, reduce_range=True)
+    out = quantized(graph(TWO, IMAGE, OUT, w=W, b=B, v=V), 32, 3, 8, 8, target=narrow, rounding=rounding)
+    weights = [c.values for c in out.model.constants() if c.dtype == np.int8 and len(c.shape) == 4]
+    for values in weights:
+        two = np.sort(np.abs(values.astype(int)).reshape(len(values), -1), axis=1)[:, -2:].sum(axis=1)
+        assert two.max() <= 128
+    assert len(weights) == 2 and out.error < 0.03
