@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +21,7 @@ from graphopt.passes.quantize.bounded import Search
 from graphopt.passes.quantize.calibrate import calibrate
 from graphopt.passes.quantize.dequantize import dequantize
 from graphopt.passes.quantize.equalize import equalize
+from graphopt.passes.quantize.exclude import patterns, resolve
 from graphopt.passes.quantize.fusion import check_fusion
 from graphopt.passes.quantize.islands import place
 from graphopt.passes.quantize.lowering import lower
@@ -30,7 +30,7 @@ from graphopt.passes.quantize.pack import OPSET, four_bit_layers
 from graphopt.passes.quantize.placement import Plan
 from graphopt.passes.quantize.sensitivity import Sensitivity, sensitivities
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
-from graphopt.pipeline.patterns import matching, unmatched
+from graphopt.pipeline.patterns import matching
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
 
@@ -84,7 +84,9 @@ class Quantize(Pass):
     deadline: float | None = option(None, "Seconds after which max_drop takes the best that it found", min=0.0)
     sensitivity: bool = option(False, "Measure what quantizing each layer alone does to the model")
     requantize: bool = option(False, "Make a quantized model float first, instead of refusing it")
-    keep_float: tuple[str, ...] = option((), "Nodes to leave in float, by name or pattern such as */head/*")
+    keep_float: tuple[str, ...] = option(
+        (), "Nodes to leave in float: names or patterns (*/head/*), op:Softmax, first, last:2 (of those with weights)"
+    )
     images: int | None = option(None, "Calibration images to use at most (default: all)", min=1)
 
     @property
@@ -96,15 +98,20 @@ class Quantize(Pass):
         if self.requantize and _quantized(model):
             metrics["dequantized"] = dequantize(model)
         _refuse_quantized(model)
-        _check_patterns(self.keep_float, model)
+        kept = resolve(self.keep_float, model)
+        if kept:
+            metrics["keep_float"] = kept
+            return replace(self, keep_float=patterns(kept))._run(model, ctx, metrics)
+        return self._run(model, ctx, metrics)
+
+    def _run(self, model: Model, ctx: Context, metrics: dict[str, Any]) -> PassResult:
         if not any(_has_float_weights(n) for n in model.graph.nodes):
             raise _nothing(model)
         before = model.copy()
         if self.weights == "int4" and model.opset < OPSET:
             upgrade(model, OPSET)
         lowered = lower(model, self.keep_float)
-        if lowered:
-            metrics["lowered"] = lowered
+        metrics |= {"lowered": lowered} if lowered else {}
         skipped: list[Skipped] = []
         if self.equalize:
             metrics["equalized_pairs"], skipped = equalize(model, self.keep_float)
@@ -232,15 +239,6 @@ def _nothing(model: Model) -> PassError:
         "nothing to quantize: the model has no Conv, Gemm or MatMul with constant float32 weights",
         "weights that other nodes compute become constant with the fold pass",
     )
-
-
-def _check_patterns(patterns: tuple[str, ...], model: Model) -> None:
-    names = [n.name for n in model.graph.nodes]
-    stray = unmatched(patterns, names)
-    if stray is not None:
-        near = difflib.get_close_matches(stray, names, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "inspect lists the nodes"
-        raise UsageError(f"keep_float pattern {stray!r} matches no node of the model", hint)
 
 
 __all__ = ["Quantize"]
