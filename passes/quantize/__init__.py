@@ -13,7 +13,7 @@ from graphopt.analysis.activations import Method
 from graphopt.analysis.cost import cost
 from graphopt.analysis.judge import Judge
 from graphopt.analysis.layers.suited import suited
-from graphopt.errors import ModelError, PassError, UsageError
+from graphopt.errors import ModelError, PassError
 from graphopt.ir import Model
 from graphopt.ir.upgrade import upgrade
 from graphopt.passes.quantize.assemble import Assembler, Built, Recipe
@@ -22,7 +22,7 @@ from graphopt.passes.quantize.calibrate import calibrate
 from graphopt.passes.quantize.dequantize import dequantize
 from graphopt.passes.quantize.equalize import equalize
 from graphopt.passes.quantize.exclude import patterns, resolve
-from graphopt.passes.quantize.fusion import check_fusion
+from graphopt.passes.quantize.fusion import verify
 from graphopt.passes.quantize.islands import place
 from graphopt.passes.quantize.lowering import lower
 from graphopt.passes.quantize.operators import has_weights
@@ -33,8 +33,6 @@ from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 from graphopt.pipeline.patterns import matching
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
-
-_UNFUSED = "quantized, but ONNX Runtime runs it in float between conversions: name it in keep_float to spare those"
 
 
 @dataclass(frozen=True)
@@ -131,11 +129,16 @@ class Quantize(Pass):
             changed = bool(lowered) or bool(metrics.get("equalized_pairs")) or "dequantized" in metrics
             return PassResult(changed, {**metrics, "int8_operators": {}, "lowered": lowered}, skipped)
         built = self._choose(assembler, judge, metrics, skipped)
+        check = verify(built, ctx)
+        if check.in_float and judge is None:
+            built = assembler.build(frozenset(check.in_float))
+            metrics["repaired"] = sorted(check.in_float)
+            skipped += check.skipped(repaired=True)
+            check = verify(built, ctx)
         model.replace_with(built.model)
         metrics["int8_operators"] = {op: len(names) for op, names in sorted(built.planned.items())}
-        metrics |= built.metrics
-        unfused = _verify(model, ctx, built.planned, metrics)
-        return PassResult(True, metrics, skipped + built.skipped + unfused)
+        metrics |= built.metrics | check.metrics()
+        return PassResult(True, metrics, skipped + built.skipped + check.skipped())
 
     def _assembler(
         self, before: Model, model: Model, ctx: Context, metrics: dict[str, Any], skipped: list[Skipped]
@@ -189,25 +192,6 @@ class Quantize(Pass):
             ranked = ranked or sensitivities(assembler, built.model, images)
             metrics["sensitivity"] = [s.report() for s in ranked]
         return built
-
-
-def _verify(model: Model, ctx: Context, planned: dict[str, list[str]], metrics: dict[str, Any]) -> list[Skipped]:
-    """Put into ``metrics`` what ONNX Runtime fuses; the planned nodes that it is known to run in float."""
-    try:
-        fusion = check_fusion(model, ctx.target, planned)
-    except Exception as error:
-        raise PassError(f"ONNX Runtime does not load the quantized model: {error}") from error
-    if fusion is None:
-        return []
-    metrics["int8_operators_fused"] = fusion.counts
-    missing = {op: len(names) - fusion.counts[op] for op, names in sorted(planned.items())}
-    missing = {op: count for op, count in missing.items() if count > 0}
-    if missing:
-        text = ", ".join(f"{count} {op}" for op, count in missing.items())
-        ctx.progress.warn(f"quantize: ONNX Runtime runs these in float although they were quantized: {text}")
-        metrics["not_fused"] = missing
-    operator = {name: op for op, names in planned.items() for name in names}
-    return [Skipped(name, operator[name], _UNFUSED) for name in fusion.in_float]
 
 
 def _has_float_weights(node: gs.Node) -> bool:
