@@ -12,13 +12,15 @@ from graphopt.analysis.activations import observe
 from graphopt.ir import Model
 from graphopt.runtime.optimized import CONVERSIONS, optimized
 
+_MOVING = frozenset("Slice Pad Reshape Transpose Flatten Squeeze Unsqueeze Split Gather Expand Tile Identity".split())
 _HEAVY = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 
 
 def describe_quantization(model: Model, ctx: Any, images: int | None = None) -> dict[str, Any] | None:
     """Facts about a model with QuantizeLinear and DequantizeLinear; None for one without.
 
-    ``activations``, ``weights``: entries by tensor. ``runtime``: what ONNX Runtime makes of it on the CPU, or why not.
+    ``activations``, ``weights``: entries by tensor. ``runtime``: what ONNX Runtime makes of it on the CPU, or why not; what only
+    moves data does so in either type.
     With ``images``, so many of ``ctx.calibration`` run through the model, and activations get the range that they take
     (``observed``) and the fractions of values below and above what their scale covers (``saturated``). Below 0, that is
     how an activation function such as Relu is done.
@@ -99,11 +101,19 @@ def _runtime(model: Model) -> dict[str, Any]:
     try:
         kernels = optimized(model)
     except Exception as error:
-        return {"int8": {}, "float": {}, "conversions": 0, "layers_in_float": [], "error": " ".join(str(error).split())}
+        return {
+            "int8": {},
+            "float": {},
+            "moving": {},
+            "conversions": 0,
+            "layers_in_float": [],
+            "error": " ".join(str(error).split()),
+        }
     computing = [k for k in kernels if k.op not in CONVERSIONS]
     return {
         "int8": dict(Counter(k.op for k in computing if k.int8).most_common()),
-        "float": dict(Counter(k.op for k in computing if not k.int8).most_common()),
+        "float": dict(Counter(k.op for k in computing if not k.int8 and k.op not in _MOVING).most_common()),
+        "moving": dict(Counter(k.op for k in computing if k.op in _MOVING).most_common()),
         "conversions": len(kernels) - len(computing),
         "layers_in_float": [k.name for k in computing if k.op in _HEAVY],
         "error": None,

@@ -20,6 +20,8 @@ def print_quantization(out: Console, found: dict[str, Any], most: int, table: Ca
         for kind in ("int8", "float"):
             ops = ", ".join(f"{count} {op}" for op, count in runtime[kind].items()) or "nothing"
             out.print(f"ONNX Runtime runs in {kind}: {ops}", soft_wrap=True)
+        if runtime["moving"]:
+            out.print("and moves by: " + ", ".join(f"{count} {op}" for op, count in runtime["moving"].items()))
         out.print(f"and converts between the two {runtime['conversions']} times")
         if runtime["layers_in_float"]:
             names = ", ".join(runtime["layers_in_float"][:5]) + ", ..." * (len(runtime["layers_in_float"]) > 5)
