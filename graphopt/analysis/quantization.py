@@ -19,11 +19,10 @@ _HEAVY = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "
 def describe_quantization(model: Model, ctx: Any, images: int | None = None) -> dict[str, Any] | None:
     """Facts about a model with QuantizeLinear and DequantizeLinear; None for one without.
 
-    ``activations``, ``weights``: entries by tensor. ``runtime``: what ONNX Runtime makes of it on the CPU, or why not; what only
-    moves data does so in either type.
-    With ``images``, so many of ``ctx.calibration`` run through the model, and activations get the range that they take
-    (``observed``) and the fractions of values below and above what their scale covers (``saturated``). Below 0, that is
-    how an activation function such as Relu is done.
+    ``activations``, ``weights``: entries by tensor. ``runtime``: what ONNX Runtime makes of it on the CPU, or why not;
+    what only moves data does so in either type. With ``images``, so many of ``ctx.calibration`` run through the model,
+    and activations get the range that they take (``observed``) and the fractions of values below and above what their
+    scale covers (``saturated``). Below 0, that is how an activation function such as Relu is done.
     """
     nodes = model.graph.nodes
     if not any(n.op in CONVERSIONS for n in nodes):
