@@ -214,8 +214,9 @@ class _Probe:
         self.shapes = [known[n].shape for n in self.tensors]
         self._session = None
         if self._inner:
-            twin.graph.outputs = [known[n] for n in self._inner]
-            twin.graph.cleanup(remove_unused_graph_inputs=False)
+            with twin.edit() as graph:  # or the file that it came from would be run
+                graph.outputs = [known[n] for n in self._inner]
+                graph.cleanup(remove_unused_graph_inputs=False)
             with runnable(twin) as form:
                 self._session = open_session(form, threads=self.threads)
 

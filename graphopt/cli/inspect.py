@@ -21,6 +21,8 @@ from graphopt.cli import options
     metavar="N",
     help="Costliest layers to list.",
 )
+@options.data
+@options.images
 @options.preprocess
 @options.config
 @options.load_passes

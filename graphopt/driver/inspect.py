@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.cost import CostAnalysis
 from graphopt.analysis.labels import ChannelLabels, held_back, why_not
+from graphopt.analysis.quantization import describe_quantization
 from graphopt.driver.config import Settings
 from graphopt.driver.inputs import prepare
 from graphopt.errors import GraphoptError
@@ -21,6 +22,7 @@ from graphopt.progress import Progress
 from graphopt.report.build import record
 from graphopt.runtime.target import get_target
 
+_SATURATION_IMAGES = 64
 _IMAGES = 8  # enough for a pass to run; what it would measure on them is not shown
 
 
@@ -62,9 +64,20 @@ def inspect_model(
             for name, c in sorted(cost.by_node.items(), key=lambda item: -(item[1].macs or 0))
             if c.macs or c.params
         ],
+        "quantization": _quantization(model, settings, ctx),
         "channels": _channels(model, registry, ctx),
         "passes": [_try(steps, model, ctx) for steps in pipelines],
     }
+
+
+def _quantization(model: Model, settings: Settings, ctx: Context) -> dict[str, Any] | None:
+    """What a quantized model holds and what runs in int8; with data, what saturates on some images of it."""
+    if settings.data is None:
+        return describe_quantization(model, ctx)
+    images = settings.evaluation_images or _SATURATION_IMAGES
+    source = prepare(model, replace(settings, calibration_data=settings.data, data=None, calibration_images=images))
+    there = Context(ctx.target, source.calibration, model, progress=ctx.progress)
+    return describe_quantization(model, there, len(source.calibration))
 
 
 def _everything(registry: Registry) -> list[str]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from graphopt.report.quantization import print_quantization
 from graphopt.spec import format_value
 
 _WIDTH = 110
@@ -298,6 +299,8 @@ def print_inspect(found: dict[str, Any], layers: int) -> None:
         out.print(table)
         if len(found["layers"]) > layers:
             out.print(f"... and {len(found['layers']) - layers} more (--layers N)")
+    if found["quantization"]:
+        print_quantization(out, found["quantization"], layers, _table)
     _print_channels(out, found["channels"], layers)
     out.print()
     for entry in found["passes"]:

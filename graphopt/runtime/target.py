@@ -41,6 +41,7 @@ class Costs:
     constant weights, ``product`` for a MatMul of two activations. ``convert_ns`` is what QuantizeLinear or
     DequantizeLinear takes an element, ``node_ns`` what any operator takes however small its work. ``lanes``: channels
     of a full int8 vector. ``few_channels``: the cost of a tap grows by so many over the number of input channels.
+    ``relayout``: so many conversions more where one of ``Target.joining_ops`` reads images from float.
     """
 
     ops: tuple[tuple[str, OpCost], ...] = ()
@@ -49,6 +50,7 @@ class Costs:
     node_ns: float = 3000.0
     lanes: int = 16
     few_channels: float = 4.0
+    relayout: float = 0.0
 
     def of(self, op: str) -> OpCost:
         return dict(self.ops).get(op, self.default)
@@ -69,6 +71,8 @@ class Target:
     QuantizeLinear.
     ``int8_followers``: operators that are slow in int8 unless what they read was written by an int8 operator, whose
     layout they then share. The runtime drags them into int8 across a QuantizeLinear unless something stands between.
+    ``joining_ops``: int8 operators that keep the layout of images from float, while that of a convolution is another:
+    all that such a sum is added to changes it back and forth.
     ``fused_behind``: float operators that the runtime makes part of an int8 operator before them.
     ``float_bias``: biases stay float32; the runtime takes no other.
     ``measurable``: whether times that are measured on this machine are those of the target.
@@ -89,6 +93,7 @@ class Target:
     integer_ops: frozenset[str] = frozenset()
     self_quantizing: frozenset[str] = frozenset()
     int8_followers: frozenset[str] = frozenset()
+    joining_ops: frozenset[str] = frozenset()
     fused_behind: frozenset[str] = frozenset()
     float_bias: bool = False
     measurable: bool = False

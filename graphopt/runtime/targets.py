@@ -36,6 +36,7 @@ _ORT_COSTS = Costs(
     ),
     convert_ns=0.3,
     node_ns=1500.0,
+    relayout=4.0,
 )
 
 # Rough, since neither runtime can be timed here: products gain by a factor, and conversions are part of the operators.
@@ -70,6 +71,7 @@ def _x86(name: str, vnni: bool) -> Target:
         integer_ops=frozenset({"Pad"}),
         self_quantizing=frozenset({"Conv", "ConvTranspose", "Gemm"}),
         int8_followers=frozenset({"MaxPool"}),
+        joining_ops=frozenset({"Add", "Mul", "Concat"}),
         measurable=not _is_arm() and vnni == this.has_vnni(),
         fused_names=(
             ("Conv", ("QLinearConv",)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,7 @@ from graphopt.analysis.activations import Method
 from graphopt.analysis.cost import cost
 from graphopt.analysis.judge import Judge
 from graphopt.analysis.layers.suited import suited
-from graphopt.errors import ModelError, PassError, UsageError
+from graphopt.errors import ModelError, PassError
 from graphopt.ir import Model
 from graphopt.ir.upgrade import upgrade
 from graphopt.passes.quantize.assemble import Assembler, Built, Recipe
@@ -22,7 +21,8 @@ from graphopt.passes.quantize.bounded import Search
 from graphopt.passes.quantize.calibrate import calibrate
 from graphopt.passes.quantize.dequantize import dequantize
 from graphopt.passes.quantize.equalize import equalize
-from graphopt.passes.quantize.fusion import check_fusion
+from graphopt.passes.quantize.exclude import patterns, resolve
+from graphopt.passes.quantize.fusion import verify
 from graphopt.passes.quantize.islands import place
 from graphopt.passes.quantize.lowering import lower
 from graphopt.passes.quantize.operators import has_weights
@@ -30,11 +30,9 @@ from graphopt.passes.quantize.pack import OPSET, four_bit_layers
 from graphopt.passes.quantize.placement import Plan
 from graphopt.passes.quantize.sensitivity import Sensitivity, sensitivities
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
-from graphopt.pipeline.patterns import matching, unmatched
+from graphopt.pipeline.patterns import matching
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
-
-_UNFUSED = "quantized, but ONNX Runtime runs it in float between conversions: name it in keep_float to spare those"
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,9 @@ class Quantize(Pass):
     deadline: float | None = option(None, "Seconds after which max_drop takes the best that it found", min=0.0)
     sensitivity: bool = option(False, "Measure what quantizing each layer alone does to the model")
     requantize: bool = option(False, "Make a quantized model float first, instead of refusing it")
-    keep_float: tuple[str, ...] = option((), "Nodes to leave in float, by name or pattern such as */head/*")
+    keep_float: tuple[str, ...] = option(
+        (), "Nodes to leave in float: names or patterns (*/head/*), op:Softmax, first, last:2 (of those with weights)"
+    )
     images: int | None = option(None, "Calibration images to use at most (default: all)", min=1)
 
     @property
@@ -96,15 +96,20 @@ class Quantize(Pass):
         if self.requantize and _quantized(model):
             metrics["dequantized"] = dequantize(model)
         _refuse_quantized(model)
-        _check_patterns(self.keep_float, model)
+        kept = resolve(self.keep_float, model)
+        if kept:
+            metrics["keep_float"] = kept
+            return replace(self, keep_float=patterns(kept))._run(model, ctx, metrics)
+        return self._run(model, ctx, metrics)
+
+    def _run(self, model: Model, ctx: Context, metrics: dict[str, Any]) -> PassResult:
         if not any(_has_float_weights(n) for n in model.graph.nodes):
             raise _nothing(model)
         before = model.copy()
         if self.weights == "int4" and model.opset < OPSET:
             upgrade(model, OPSET)
         lowered = lower(model, self.keep_float)
-        if lowered:
-            metrics["lowered"] = lowered
+        metrics |= {"lowered": lowered} if lowered else {}
         skipped: list[Skipped] = []
         if self.equalize:
             metrics["equalized_pairs"], skipped = equalize(model, self.keep_float)
@@ -124,11 +129,16 @@ class Quantize(Pass):
             changed = bool(lowered) or bool(metrics.get("equalized_pairs")) or "dequantized" in metrics
             return PassResult(changed, {**metrics, "int8_operators": {}, "lowered": lowered}, skipped)
         built = self._choose(assembler, judge, metrics, skipped)
+        check = verify(built, ctx)
+        if check.in_float and judge is None:
+            built = assembler.build(frozenset(check.in_float))
+            metrics["repaired"] = sorted(check.in_float)
+            skipped += check.skipped(repaired=True)
+            check = verify(built, ctx)
         model.replace_with(built.model)
         metrics["int8_operators"] = {op: len(names) for op, names in sorted(built.planned.items())}
-        metrics |= built.metrics
-        unfused = _verify(model, ctx, built.planned, metrics)
-        return PassResult(True, metrics, skipped + built.skipped + unfused)
+        metrics |= built.metrics | check.metrics()
+        return PassResult(True, metrics, skipped + built.skipped + check.skipped())
 
     def _assembler(
         self, before: Model, model: Model, ctx: Context, metrics: dict[str, Any], skipped: list[Skipped]
@@ -184,25 +194,6 @@ class Quantize(Pass):
         return built
 
 
-def _verify(model: Model, ctx: Context, planned: dict[str, list[str]], metrics: dict[str, Any]) -> list[Skipped]:
-    """Put into ``metrics`` what ONNX Runtime fuses; the planned nodes that it is known to run in float."""
-    try:
-        fusion = check_fusion(model, ctx.target, planned)
-    except Exception as error:
-        raise PassError(f"ONNX Runtime does not load the quantized model: {error}") from error
-    if fusion is None:
-        return []
-    metrics["int8_operators_fused"] = fusion.counts
-    missing = {op: len(names) - fusion.counts[op] for op, names in sorted(planned.items())}
-    missing = {op: count for op, count in missing.items() if count > 0}
-    if missing:
-        text = ", ".join(f"{count} {op}" for op, count in missing.items())
-        ctx.progress.warn(f"quantize: ONNX Runtime runs these in float although they were quantized: {text}")
-        metrics["not_fused"] = missing
-    operator = {name: op for op, names in planned.items() for name in names}
-    return [Skipped(name, operator[name], _UNFUSED) for name in fusion.in_float]
-
-
 def _has_float_weights(node: gs.Node) -> bool:
     return has_weights(node) and node.inputs[1].dtype == np.float32
 
@@ -232,15 +223,6 @@ def _nothing(model: Model) -> PassError:
         "nothing to quantize: the model has no Conv, Gemm or MatMul with constant float32 weights",
         "weights that other nodes compute become constant with the fold pass",
     )
-
-
-def _check_patterns(patterns: tuple[str, ...], model: Model) -> None:
-    names = [n.name for n in model.graph.nodes]
-    stray = unmatched(patterns, names)
-    if stray is not None:
-        near = difflib.get_close_matches(stray, names, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else "inspect lists the nodes"
-        raise UsageError(f"keep_float pattern {stray!r} matches no node of the model", hint)
 
 
 __all__ = ["Quantize"]

@@ -29,8 +29,18 @@ class Network:
     def forbid(self, i: int) -> None:
         self.graph.add_edge(i, -2)  # no capacity: infinite
 
-    def tensor(self, producer: int | None, readers: list[int | None], elements: int, op: str) -> None:
-        """Charge the conversions of one tensor; ``producer`` and readers None are in float for ever."""
+    def tensor(
+        self,
+        producer: int | None,
+        readers: list[int | None],
+        elements: int,
+        op: str,
+        joining: frozenset[int] = frozenset(),
+    ) -> None:
+        """Charge the conversions of one tensor; ``producer`` and readers None are in float for ever.
+
+        ``joining``: readers that keep the layout that float leaves, if they get the tensor from there.
+        """
         price = round(elements * self.target.costs.convert_ns + self.target.costs.node_ns)
         source = -2 if producer is None else producer
         ends = [-2 if r is None else r for r in dict.fromkeys(readers) if r != producer]
@@ -41,6 +51,12 @@ class Network:
         for end in ends:
             if end != -2:
                 self.graph.add_edge(end, quantize)
+        if joining and producer is not None:
+            relaid = self._extra()
+            self.graph.add_edge(relaid, source, capacity=round(price * self.target.costs.relayout))
+            for end in ends:
+                if end in joining:
+                    self.graph.add_edge(end, relaid)
         if producer is None or op in self.target.float_output_ops:
             return
         dequantize = self._extra()

@@ -96,7 +96,9 @@ def place(
 def one_image(model: Model, ctx: Context) -> Model:
     """A copy that takes one image, of the size of the calibration images where the model leaves it open."""
     first = next(iter(ctx.calibration.batches(1, limit=1)), None) if len(model.inputs) == 1 else None
-    return with_batch(model, 1, None if first is None else tuple(int(d) for d in first.shape[1:]))
+    twin = with_batch(model, 1, None if first is None else tuple(int(d) for d in first.shape[1:]))
+    twin.touch()  # or the file that it came from, with its open sizes, would be timed
+    return twin
 
 
 def propose(model: Model, ctx: Context, keep_float: tuple[str, ...], per_channel: bool = True) -> Plan:

@@ -106,7 +106,11 @@ def _cheapest(
     for i in floats:
         for tensor in nodes[i].outputs:
             root = plan.absorbed.get(i, i)
-            network.tensor(root, _readers(model, tensor, position, plan), elements(tensor), nodes[root].op)
+            readers = _readers(model, tensor, position, plan)
+            joining = frozenset()
+            if tensor.shape is not None and len(tensor.shape) == 4:
+                joining = frozenset(r for r in readers if r is not None and nodes[r].op in target.joining_ops)
+            network.tensor(root, readers, elements(tensor), nodes[root].op, joining)
     for tensor in model.graph.inputs:
         if is_activation(tensor):
             network.tensor(None, _readers(model, tensor, position, plan), elements(tensor), "")

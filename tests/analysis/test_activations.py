@@ -261,6 +261,15 @@ def test_statistics_by_part_equal_those_of_all(parts: list[np.ndarray]) -> None:
     assert whole.range(99.0) == grown.range(99.0)
 
 
+def test_a_model_as_it_was_read_from_a_file(tmp_path) -> None:
+    from graphopt.ir import load, save
+
+    save(Model.from_text(CONV), tmp_path / "model.onnx")
+    model = load(tmp_path / "model.onnx")
+    x = np.ones((2, 2, 4, 4), np.float32)
+    assert context(model, x).analysis(ActivationStatistics(("c",)), model)["c"].low == -1
+
+
 # --- methods ------------------------------------------------------------------------------------------------------
 
 

@@ -122,6 +122,18 @@ def test_a_depthwise_conv_has_its_own_cost(graph):
     assert not decide(model, costs(Conv=(99.0, 0.0), depthwise=(0.0, 9.0))).int8
 
 
+@pytest.mark.parametrize(("relayout", "first"), [(0.0, False), (9.0, True)])
+def test_what_sums_join_is_dear_to_bring_from_float(graph, relayout, first):
+    """The first Conv is faster in float by itself, but the sum then has another layout than what is added to it."""
+    body = "a = Conv<group=3>(x, w) b = Conv(a, v) s = Add(a, b) t = Add(s, b) y = Conv(t, v)"
+    model = Model.from_text(graph(body, "[1,3,8,8]", "[1,3,8,8]", w=(1, 3, 1, 1, 1), v=(2, 3, 3, 1, 1)))
+    table = (("Conv", OpCost(99.0, 1.0)), ("Add", OpCost(9.0, 1.0)), ("depthwise", OpCost(1.0, 8.0)))
+    plan = decide(
+        model, dataclasses.replace(TARGET, costs=Costs(table, convert_ns=1.0, node_ns=0.0, relayout=relayout))
+    )
+    assert (0 in plan.int8) is first and {1, 2, 3, 4} <= plan.int8
+
+
 # --- reasons ------------------------------------------------------------------------------------------------------
 
 CONV = "c = Conv(x, w) "

@@ -363,25 +363,29 @@ def test_half_precision_is_refused(graph):
 
 
 def test_what_does_not_fuse_is_reported(graph, quantized, monkeypatch):
-    monkeypatch.setattr("graphopt.passes.quantize.check_fusion", lambda *_: Fusion({"Conv": 0}))
+    found = Fusion({"Conv": 1}, {"Conv": 0})
+    monkeypatch.setattr("graphopt.passes.quantize.fusion.check_fusion", lambda *_: found)
     out = quantized(graph(BLOCK, IMAGE, "[N,8,8,8]", w=W, b=B), 8, 3, 8, 8)
     assert out.result.metrics["not_fused"] == {"Conv": 1} and "1 Conv" in out.warnings[0]
 
 
-def test_nodes_that_the_runtime_leaves_in_float_are_named(graph, quantized, eager_target):
-    """A target that promises more than the runtime has."""
+def test_nodes_that_the_runtime_leaves_in_float_are_taken_out(graph, quantized, eager_target):
+    """A target that promises more than the runtime has: nothing is converted for nothing."""
     target = dataclasses.replace(eager_target, int8_ops=eager_target.int8_ops | {"Tanh"})
     text = graph("c = Conv(x, w) t = Tanh(c) y = Conv(t, v)", IMAGE, "[N,4,8,8]", w=(1, 8, 3, 1, 1), v=(2, 4, 8, 1, 1))
     out = quantized(text, 8, 3, 8, 8, target=target)
-    assert out.result.metrics["not_fused"] == {"Tanh": 1} and "1 Tanh" in out.warnings[0]
+    assert "not_fused" not in out.result.metrics and "1 Tanh" in out.warnings[0]
+    assert out.result.metrics["repaired"] == ["Tanh_0"] and out.result.metrics["int8_operators"] == {"Conv": 2}
     assert [(s.op, s.node) for s in out.result.skipped] == [("Tanh", "Tanh_0")]
-    assert "keep_float" in out.result.skipped[0].reason and out.error < 0.05
+    assert "taken out again" in out.result.skipped[0].reason and out.error < 0.05
+    tanh = next(n for n in out.model.graph.nodes if n.op == "Tanh")
+    assert [n.op for n in tanh.outputs[0].outputs] == ["QuantizeLinear"]  # for the Conv, which stays in int8
 
 
 def test_other_providers_are_not_checked(graph, quantized, eager_target):
     target = dataclasses.replace(eager_target, provider="OtherExecutionProvider")
     out = quantized(graph(BLOCK, IMAGE, "[N,8,8,8]", w=W, b=B), 8, 3, 8, 8, target=target)
-    assert check_fusion(out.model, target, {"Conv": ["Conv_0"]}) is None
+    assert check_fusion(out.model, target, {"Conv": ["Conv_0"]}) == Fusion()
     assert "int8_operators_fused" not in out.result.metrics and not out.warnings
 
 
