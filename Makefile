@@ -5,10 +5,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test suites lint format bench clean
+.PHONY: help demo test test-train suites lint format bench clean
 help:
 	@echo "make demo    optimize the embedded classifier and show what that did"
 	@echo "make test    run the tests"
+	@echo "make test-train  install PyTorch and run the tests of training"
 	@echo "make lint    check format, lint and types"
 	@echo "make suites  run the large test suites"
 	@echo "make bench   measure against other quantizers (needs MODELS and DATA)"
@@ -20,6 +21,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -q
+
+# A build of PyTorch without GPU libraries is a tenth of the size: TORCH_INDEX=URL names a package index that has it.
+TORCH_INDEX ?=
+
+test-train: $(VENV)/.installed-train
+	$(BIN)/python -m pytest -n 2 -q tests/training
 
 suites: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 -q -m 'suite or not suite' tests/suites
@@ -51,3 +58,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-train: pyproject.toml | $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e ".[dev,train]"
+	@touch $@
