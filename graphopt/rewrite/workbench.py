@@ -164,10 +164,15 @@ class Workbench(Index):
 
     def replace_reads(self, old: gs.Tensor, new: gs.Tensor) -> None:
         """Make every node of the graph that reads ``old`` read ``new``."""
+        tells = isinstance(new, gs.Constant) or _known(old) != _known(new)
         for node in self.readers(old):
             for index, tensor in enumerate(node.inputs):
                 if tensor.name == old.name:
-                    self.set_input(node, index, new)
+                    list.__setitem__(node.inputs, index, new)
+            self._unread(old, node)
+            self._read(new, node)
+            self.push_below(node)
+            self._mark(node if tells else None)
 
     def set_output(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
         """Make output ``index`` of a node write ``tensor``, whose former producer the caller removes."""

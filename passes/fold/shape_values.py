@@ -79,11 +79,13 @@ class ShapeValues:
         if step is None or not node.inputs or len(node.outputs) != 1:
             return None
         target = node.outputs[0]
+        dtype = np.dtype(np.int64) if node.op in ("Shape", "Size") else plain_dtype(target)
+        if dtype is None or dtype.kind not in "iu":
+            return None
         value = step(self, bench, node)
         if value is None or len(value.elements) > _LONGEST:
             return None
-        dtype = np.dtype(np.int64) if node.op in ("Shape", "Size") else plain_dtype(target)
-        if dtype is None or dtype.kind not in "iu" or (dtype.itemsize < 4 and not value.known):
+        if dtype.itemsize < 4 and not value.known:
             return None  # an unknown dimension may not fit a narrow type
         limits = np.iinfo(dtype)
         if any(isinstance(e, int) and not limits.min <= e <= limits.max for e in value.elements):
