@@ -39,7 +39,8 @@ def inspect_model(
     cost = CostAnalysis().compute(model, None)
     few = replace(settings, data=None, calibration_data=None, calibration_images=_IMAGES)
     inputs = prepare(model, few)
-    ctx = Context(get_target(settings.target or "ort-cpu"), inputs.calibration, model, progress=progress)
+    target = replace(get_target(settings.target or "ort-cpu"), measurable=False)  # nothing is timed for a look
+    ctx = Context(target, inputs.calibration, model, progress=progress)
     tensors = model.graph.tensors().values()
     return {
         "schema": "graphopt.inspect/1",

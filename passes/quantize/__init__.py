@@ -23,7 +23,7 @@ from graphopt.passes.quantize.dequantize import dequantize
 from graphopt.passes.quantize.equalize import equalize
 from graphopt.passes.quantize.exclude import patterns, resolve
 from graphopt.passes.quantize.fusion import verify
-from graphopt.passes.quantize.islands import place
+from graphopt.passes.quantize.islands import place, time_against
 from graphopt.passes.quantize.lowering import lower
 from graphopt.passes.quantize.operators import has_weights
 from graphopt.passes.quantize.pack import OPSET, four_bit_layers
@@ -129,6 +129,10 @@ class Quantize(Pass):
             changed = bool(lowered) or bool(metrics.get("equalized_pairs")) or "dequantized" in metrics
             return PassResult(changed, {**metrics, "int8_operators": {}, "lowered": lowered}, skipped)
         built = self._choose(assembler, judge, metrics, skipped)
+        if judge is not None and "time_against_float" in metrics:
+            metrics["time_against_float"] = ratio = time_against(before, built.model, ctx)
+            if ratio > 1:
+                ctx.progress.warn("quantize: with the layers that max_drop restores, it is slower than in float")
         check = verify(built, ctx)
         if check.in_float and judge is None:
             built = assembler.build(frozenset(check.in_float))

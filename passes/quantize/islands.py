@@ -88,7 +88,7 @@ def place(
         return decide(sized, target, keep_float, all_weights=how == "smaller"), {}
     survey = Survey(sized, ctx, propose(sized, ctx, keep_float, per_channel), per_channel)
     survey.measure()
-    survey.settle(one_image(before, ctx))
+    survey.settle(before)
     ctx.latencies.save()
     return survey.plan, survey.metrics()
 
@@ -139,6 +139,16 @@ def _at_most(one: ModelSource, two: ModelSource, ctx: Context) -> float:
     return found.ratio + 2 * found.error
 
 
+def time_against(before: Model, after: Model, ctx: Context) -> float:
+    """Time of ``after`` over that of ``before``, for one image."""
+    one_model, two_model = one_image(before, ctx), one_image(after, ctx)
+    with runnable(one_model) as one, runnable(two_model) as two:
+        key = f"int8 whole {mark(two_model)} against {mark(one_model)}"
+        ratio = ctx.latencies.lookup(key, lambda: time_ratio(one, two, threads=ctx.threads).ratio)
+    ctx.latencies.save()
+    return ratio
+
+
 @dataclass
 class Survey:
     """The islands of one plan and their times. ``model`` takes one image (``one_image``)."""
@@ -161,12 +171,13 @@ class Survey:
         self.ctx.latencies.save()
 
     def settle(self, before: Model) -> None:
-        """Take islands back until the whole is no slower than ``before``, which takes one image, too.
+        """Take islands back until the whole is no slower than ``before``.
 
         While it is slower, the islands that gain least go back to float, half of those that are left at a time.
         """
         while left := sorted((i for i in self.found if i.decision == "int8"), key=lambda i: i.gain):
-            self.whole = self._whole(before)
+            after = in_int8(self.model, self.ctx.target, self.plan, self.per_channel)
+            self.whole = time_against(before, after, self.ctx)
             if self.whole <= 1.0:
                 return
             self.ctx.progress.log(f"quantize: int8 takes {self.whole:.3f} of the time in float; taking islands back")
@@ -209,9 +220,3 @@ class Survey:
             island.float_us = None  # the runtime does not run it alone: the whole model decides
             return
         island.int8_us = float(f"{island.float_us * ratio:.5g}")
-
-    def _whole(self, before: Model) -> float:
-        after = in_int8(self.model, self.ctx.target, self.plan, self.per_channel)
-        with runnable(before) as one, runnable(after) as two:
-            key = f"int8 whole {mark(after)} against {mark(before)}"
-            return self.ctx.latencies.lookup(key, lambda: time_ratio(one, two, threads=self.ctx.threads).ratio)

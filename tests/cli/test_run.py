@@ -198,7 +198,7 @@ def test_the_models_toml_is_all_it_needs(graphopt, classifier: Path, images: Pat
 
 def test_dump_ir_and_verify_each(graphopt, classifier: Path, images: Path, tmp_path: Path) -> None:
     done = graphopt(
-        *("run", classifier, "--passes", "simplify,quantize", "--data", images),
+        *("run", classifier, "--passes", "simplify,quantize{place=smaller}", "--data", images),
         *("--dump-ir", tmp_path / "ir", "--verify-each", "-o", tmp_path / "out.onnx", "--report", tmp_path / "r.json"),
     )
     assert done.returncode == 0, done.stderr

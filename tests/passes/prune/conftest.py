@@ -25,6 +25,7 @@ class FakeBatches:
     shape: tuple[int, ...]
     count: int = 16
     synthetic: bool = True
+    description: str = "normal noise"
 
     def __len__(self) -> int:
         return self.count
