@@ -34,7 +34,7 @@ class Recipe:
     rate: float = 1e-3
     weight_decay: float = 1e-4
     batch: int = 128
-    warmup: int = 20
+    warmup: int = 100
     patience: int = 0
     bfloat16: bool = False
     augmentation: Augmentation = field(default_factory=Augmentation)

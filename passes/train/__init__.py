@@ -34,7 +34,7 @@ class Distill(Pass):
     batch: int = option(128, "Images a step", min=2)
     optimizer: str = option("adamw", "How steps are taken", choices=("adamw", "sgd"))
     weight_decay: float = option(1e-4, "Decoupled decay of weight matrices", min=0.0)
-    warmup: int = option(20, "Steps until the learning rate is at its highest", min=0)
+    warmup: int = option(100, "Steps until the learning rate is at its highest", min=0)
     temperature: float = option(2.0, "By which logits are divided before they are compared", min=0.1)
     blocks: float = option(1.0, "Weight of the squared error of block outputs", min=0.0)
     labels: float = option(0.0, "Weight of the labels; 0 leaves them unused", min=0.0)
