@@ -23,7 +23,8 @@ _IDEMPOTENT = ("Relu", "Abs", "Ceil", "Floor", "Round", "Sign")
 class Cancel(RewritePass):
     """Remove operators that undo or repeat the one before, and join those that continue it.
 
-    Transposes in a row become one or none, and so do Reshapes and their like, Casts, Squeezes, Unsqueezes and Slices.
+    Transposes in a row become one or none, and so do Reshapes and their like, Casts, Squeezes, Unsqueezes and Slices;
+    a Concat takes in those that only it reads.
     """
 
     name = "cancel"
@@ -39,6 +40,7 @@ class Cancel(RewritePass):
             Rule("axes", ("Squeeze",), drop_carried_axes, reach=2),
             Rule("casts", ("Cast",), join_casts),
             Rule("slices", ("Slice",), join_slices),
+            Rule("concats", ("Concat",), join_concats),
             Rule("involutions", _INVOLUTIONS, cancel_involution),
             Rule("repetitions", _IDEMPOTENT, drop_repetition),
         )
@@ -208,6 +210,26 @@ def join_slices(bench: Workbench, node: gs.Node) -> str | None:
     inputs = [bench.model.constant(f"{node.name}_{n}", np.array(r, np.int64)) for n, r in zip(names, rows, strict=True)]
     bench.become(node, "Slice", [before.inputs[0], *inputs])
     return None
+
+
+def join_concats(bench: Workbench, node: gs.Node) -> str | None:
+    """Let a Concat read what the Concats of the same axis before it read, where nothing else reads those."""
+    axis, inputs = _concat_axis(node), list[gs.Tensor]()
+    for tensor in node.inputs:
+        before = bench.standard_producer(tensor, "Concat")
+        if axis is None or before is None or _concat_axis(before) != axis or bench.why_shared(tensor):
+            inputs.append(tensor)
+        else:
+            inputs.extend(before.inputs)
+    if len(inputs) != len(node.inputs):
+        bench.become(node, "Concat", inputs, axis=node.attrs["axis"])
+    return None
+
+
+def _concat_axis(node: gs.Node) -> int | None:
+    """The axis of a Concat, not negative; None if it is counted from the end of a rank that is unknown."""
+    axis, shape = int(node.attrs["axis"]), node.outputs[0].shape
+    return axis if axis >= 0 else None if shape is None else axis + len(shape)
 
 
 def cancel_involution(bench: Workbench, node: gs.Node) -> str | None:

@@ -202,11 +202,12 @@ def new_variable(name: str, dtype: object = None, shape: list[int | str | None] 
     if type(name) is bytes:
         _refuse(name)
     tensor = gs.Variable.__new__(gs.Variable)
-    fields = tensor.__dict__
-    fields["name"] = name
-    fields["inputs"] = _links(tensor, "outputs")
-    fields["outputs"] = _links(tensor, "inputs")
-    fields["dtype"], fields["shape"], fields["type"] = dtype, shape, "tensor_type"
+    _set(tensor, "name", name)
+    _set(tensor, "inputs", _links(tensor, "outputs"))
+    _set(tensor, "outputs", _links(tensor, "inputs"))
+    _set(tensor, "dtype", dtype)
+    _set(tensor, "shape", shape)
+    _set(tensor, "type", "tensor_type")
     return tensor
 
 
@@ -217,11 +218,12 @@ def new_constant(
     if type(name) is bytes:
         _refuse(name)
     tensor = gs.Constant.__new__(gs.Constant)
-    fields = tensor.__dict__
-    fields["name"] = name
-    fields["inputs"] = _links(tensor, "outputs")
-    fields["outputs"] = _links(tensor, "inputs")
-    fields["_values"], fields["data_location"], fields["_export_dtype"] = values, data_location, export_dtype
+    _set(tensor, "name", name)
+    _set(tensor, "inputs", _links(tensor, "outputs"))
+    _set(tensor, "outputs", _links(tensor, "inputs"))
+    _set(tensor, "_values", values)
+    _set(tensor, "data_location", data_location)
+    _set(tensor, "_export_dtype", export_dtype)
     return tensor
 
 
@@ -235,10 +237,13 @@ def new_node(
 ) -> gs.Node:
     """A node, with the lists of its tensors' readers and writers kept in step."""
     node = gs.Node.__new__(gs.Node)
-    fields = node.__dict__
-    fields["op"], fields["name"], fields["attrs"], fields["domain"] = op, name, attrs, domain
-    fields["inputs"] = reads = _links(node, "outputs")
-    fields["outputs"] = writes = _links(node, "inputs")
+    reads, writes = _links(node, "outputs"), _links(node, "inputs")
+    _set(node, "op", op)
+    _set(node, "name", name)
+    _set(node, "attrs", attrs)
+    _set(node, "inputs", reads)
+    _set(node, "outputs", writes)
+    _set(node, "domain", domain)
     _extend(reads, inputs)
     _extend(writes, outputs)
     for tensor in inputs:
@@ -253,7 +258,7 @@ def _refuse(text: bytes) -> None:
     text.decode()
 
 
-_append, _extend = list.append, list.extend
+_append, _extend, _set = list.append, list.extend, object.__setattr__
 
 
 def _links(owner: object, field: str) -> SynchronizedList:

@@ -91,7 +91,11 @@ def _digest(data: bytes) -> str | Future[str]:
     if len(data) < _HASHED_BESIDE:
         return hashlib.sha256(data).hexdigest()
     future: Future[str] = Future()
-    threading.Thread(target=lambda: future.set_result(hashlib.sha256(data).hexdigest()), daemon=True).start()
+    worker = threading.Thread(target=lambda: future.set_result(hashlib.sha256(data).hexdigest()), daemon=True)
+    try:
+        worker.start()
+    except RuntimeError:  # where there may be no more threads
+        return hashlib.sha256(data).hexdigest()
     return future
 
 

@@ -96,3 +96,33 @@ def test_a_slice_of_an_open_axis(rewritten, net):
         weights = f"int64[1] s = {{0}}, int64[1] e = {{{end}}}, int64[1] k = {{0}}"
         text = net("a = Relu(x) y = Slice(a, s, e, k)", y="float[A,4] y", weights=weights)
         assert (rewritten(Eliminate(), text).ops == ["Relu"]) is gone
+
+
+CONCATS = "a = Abs(x) b = Concat<axis = 1>(x, a) c = Concat<axis = -2>(b, a, w) y = Concat<axis = 1>(a, c)"
+
+
+def test_a_concat_takes_in_those_that_only_it_reads(rewritten, net):
+    weights = "float[1,2,2] w = {1,2,3,4}"
+    out = rewritten(Cancel(), net(CONCATS, x="float[1,3,2] x", y="float[1,14,2] y", weights=weights))
+    assert out.ops == ["Abs", "Concat"] and out.result.metrics["concats"] >= 2
+    assert [t.name for t in out.node("Concat").inputs] == ["a", "x", "a", "a", "w"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "b = Concat<axis = 1>(x, x) d = Abs(b) y = Concat<axis = 1>(b, d)",  # another reader
+        "b = Concat<axis = 2>(x, x) y = Concat<axis = 1>(b, b)",  # another axis
+        "b = Concat<axis = -2>(x, x) d = Concat<axis = -1>(b, b) y = Abs(d)",
+    ],
+)
+def test_concats_that_stay(rewritten, net, body):
+    text = net(body, x="float[1,3,2] x", y="float[A,B,C] y")
+    assert not rewritten(Cancel(), text).result.changed
+
+
+def test_a_concat_that_is_an_output_stays(rewritten, net):
+    text = net(
+        "b = Concat<axis = 1>(x, x) y = Concat<axis = 1>(b, x)", x="float[1,3] x", y="float[1,6] b, float[1,9] y"
+    )
+    assert not rewritten(Cancel(), text).result.changed
