@@ -15,7 +15,7 @@ from graphopt.ir import Model
 from graphopt.pipeline import Context
 
 _ROWS = 49152  # sampled positions per layer over all images, at most
-_ALL_ROWS = 3 << 19  # of all layers together, which bounds the time: deep networks take fewer a layer
+_ALL_ROWS = 1 << 21  # of all layers together, which bounds the time: deep networks take fewer a layer
 _FEWEST_ROWS = 8192  # but no fewer than these
 _LEAST_ROWS = 16  # for each input of an output, however many groups there are
 ROW_BYTES = 192 << 20  # of the inputs at these positions: a depthwise layer reads each of them in every group

@@ -104,14 +104,20 @@ def improve(stack: Stack, held: Stack, bounds: Bounds, weights: Weights) -> tupl
     """
     start = _run(held, bounds, weights).relative
     best, found = start, weights
+
+    def better(trials: Iterator[Weights]) -> None:
+        nonlocal best, found
+        for trial in trials:
+            error = _run(held, bounds, trial).relative
+            if not error < best:
+                return
+            found, best = trial, error
+
+    better(_second(stack, bounds, weights))
     for _ in range(_TURNS):
         before = best
-        for step in (_first, _second):
-            for trial in step(stack, bounds, found):
-                error = _run(held, bounds, trial).relative
-                if not error < best:
-                    break
-                found, best = trial, error
+        better(_first(stack, bounds, found))
+        better(_second(stack, bounds, found))
         if best > _WORTH * before:
             break
     return found, start, best

@@ -65,10 +65,10 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, im
         for consumer in ctx.progress.track(found, "refitting weights", len(found)):
             targets = next(rows)
             start = consumer.sampler.read(pruned.graph.nodes[consumer.index])
-            errors.append(_refit(after, consumer, targets, ctx))
             pair = pair_of(pruned, consumer.index, numbers)
-            found_together = refit_pair(after, pair, consumer, targets, ctx) if pair is not None else None
-            pairs += found_together is not None and found_together[1] < found_together[0]
+            together = refit_pair(after, pair, consumer, targets, ctx) if pair is not None else None
+            pairs += together is not None and together[1] < together[0]
+            errors.append(together or _refit(after, consumer, targets, ctx))
             if gives_scores(pruned, consumer):
                 refit_scores(after, consumer, targets, start, ctx)
     mean = np.mean(errors, axis=0)
