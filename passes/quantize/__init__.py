@@ -51,7 +51,7 @@ class Quantize(Pass):
     requires = ("simplify",)
 
     calibration: str = option(
-        "minmax",
+        "percentile",
         "How a range is found: extremes, their mean over images, all but rare values, least divergence or error",
         choices=("minmax", "average", "percentile", "entropy", "mse"),
     )
@@ -95,9 +95,9 @@ class Quantize(Pass):
     def run(self, model: Model, ctx: Context) -> PassResult:
         # Sums come out alike on every machine, and threads that share few cores do not wait for each other.
         with threadpool_limits(ctx.threads, user_api="blas"):
-            return self._run(model, ctx)
+            return self._resolve(model, ctx)
 
-    def _run(self, model: Model, ctx: Context) -> PassResult:
+    def _resolve(self, model: Model, ctx: Context) -> PassResult:
         metrics: dict[str, Any] = {}
         if self.requantize and _quantized(model):
             metrics["dequantized"] = dequantize(model)
