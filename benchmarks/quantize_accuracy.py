@@ -3,7 +3,8 @@
     python benchmarks/quantize_accuracy.py --models MODELS --data DATA [--only NAME ...] [--rows NAME ...] [--images N]
 
 Models, images and preprocessing are those of ``quantize_peers.py``. Drops are points of top-1 against the float model,
-agreement is the percentage of images on which both predict the same; file is the share of the float file's bytes.
+agreement is the percentage of images on which both predict the same, dB the signal to noise ratio of the scores; file
+is the share of the float file's bytes.
 Placement is by estimate, so that nothing here depends on time but the seconds; ``default`` is the pass as it comes.
 """
 
@@ -15,16 +16,18 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from quantize_peers import CASES, Case, images
 
 from graphopt import Context, load, save
 from graphopt.data.loader import Batches
 from graphopt.data.preprocess import Preprocess
 from graphopt.data.synthetic import synthetic_batches
+from graphopt.passes.quantize.sensitivity import decibels
 from graphopt.pipeline import Registry
 from graphopt.pipeline.manager import PassManager
-from graphopt.runtime.evaluate import Evaluation, agreement, evaluate
-from graphopt.runtime.session import open_session, session_input
+from graphopt.runtime.evaluate import as_scores
+from graphopt.runtime.session import open_session, run_session, session_input
 from graphopt.runtime.target import get_target
 
 _PLAIN = "rounding=nearest,bias_correction=none"
@@ -49,7 +52,13 @@ ROWS = (
 )
 
 
-def row(case: Case, spec: str, how: str, before: Evaluation, evaluation: Batches, options: argparse.Namespace) -> str:
+def scores(path: Path, evaluation: Batches) -> np.ndarray:
+    """What a model gives for each image [images, classes]."""
+    session = open_session(path)
+    return np.concatenate([as_scores(run_session(session, x)[0], path.name) for x in evaluation.batches(64)])
+
+
+def row(case: Case, spec: str, how: str, before: np.ndarray, evaluation: Batches, options: argparse.Namespace) -> str:
     source, target = options.models / case.model, get_target("ort-cpu")
     if how == "reduced":
         target = dataclasses.replace(target, reduce_range=True)
@@ -66,10 +75,12 @@ def row(case: Case, spec: str, how: str, before: Evaluation, evaluation: Batches
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "quantized.onnx"
         save(model, path)
-        after = evaluate(path, evaluation)
+        after = scores(path, evaluation)
         share = path.stat().st_size / source.stat().st_size
-    drop = 100 * ((before.top1 or 0.0) - (after.top1 or 0.0))
-    return f"{drop:+.2f} | {100 * agreement(before, after):.2f} | {share:.3f} | {seconds:.1f}"
+    was, now, labels = before.argmax(axis=1), after.argmax(axis=1), np.asarray(evaluation.labels)
+    drop = 100 * ((was == labels).mean() - (now == labels).mean())
+    cells = (f"{drop:+.2f}", f"{100 * (was == now).mean():.2f}", f"{decibels(before, after):.1f}", f"{share:.3f}")
+    return " | ".join((*cells, f"{seconds:.1f}"))
 
 
 def main() -> None:
@@ -81,12 +92,12 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=512, help="calibration images")
     parser.add_argument("--images", type=int, default=None, help="images of the accuracy (default: all)")
     options = parser.parse_args()
-    print("| model | tools | drop | agreement | file | s |\n|---|---|---|---|---|---|", flush=True)
+    print("| model | tools | drop | agreement | dB | file | s |\n|---|---|---|---|---|---|---|", flush=True)
     for case in CASES:
         if options.only is not None and not any(part in case.model for part in options.only):
             continue
         evaluation = images(case, options.models, options.data, "evaluation", options.images)
-        before = evaluate(options.models / case.model, evaluation)
+        before = scores(options.models / case.model, evaluation)
         for name, spec, how in ROWS:
             if options.rows is None or name in options.rows:
                 cells = row(case, spec, how, before, evaluation, options)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from threadpoolctl import threadpool_limits
 
 from graphopt.analysis.activations import Method
 from graphopt.analysis.cost import cost
@@ -50,7 +51,7 @@ class Quantize(Pass):
     requires = ("simplify",)
 
     calibration: str = option(
-        "minmax",
+        "percentile",
         "How a range is found: extremes, their mean over images, all but rare values, least divergence or error",
         choices=("minmax", "average", "percentile", "entropy", "mse"),
     )
@@ -92,6 +93,11 @@ class Quantize(Pass):
         return self.max_drop is not None or self.sensitivity
 
     def run(self, model: Model, ctx: Context) -> PassResult:
+        # Sums come out alike on every machine, and threads that share few cores do not wait for each other.
+        with threadpool_limits(ctx.threads, user_api="blas"):
+            return self._resolve(model, ctx)
+
+    def _resolve(self, model: Model, ctx: Context) -> PassResult:
         metrics: dict[str, Any] = {}
         if self.requantize and _quantized(model):
             metrics["dequantized"] = dequantize(model)

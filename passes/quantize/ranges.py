@@ -53,12 +53,13 @@ def activation_params(low: float, high: float, dtype: str = "uint8", symmetric: 
 @dataclass(frozen=True)
 class Limits:
     """How a layer's weights are stored: integers up to ``most``, reduced range or not; what was added to its output
-    when it was rewritten."""
+    when it was rewritten; whether its bias stays float."""
 
     most: int = 127
     reduce_range: bool = False
     per_channel: bool = True
     offset: float = 0.0
+    float_bias: bool = False
 
 
 @dataclass(frozen=True)

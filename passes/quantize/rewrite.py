@@ -198,7 +198,8 @@ class Rewriter:
             bias = np.broadcast_to(bias.reshape(-1), channels)
         most = 7 if node.name in self.four_bits else 127
         offset = self._offsets.get(node.name, 0.0)
-        self.limits[node.name] = Limits(most, self.target.reduce_range, self.per_channel, offset)
+        narrow = self.target.reduce_range
+        self.limits[node.name] = Limits(most, narrow, self.per_channel, offset, self.target.float_bias)
         result = quantize_weights(
             weight.values,
             axis,

@@ -36,7 +36,9 @@ def store(model: Model, layer: Layer, scale: np.ndarray, weight: np.ndarray, bia
     source.inputs[1].values = kept
     if node.op != "MatMul" and entry is not None:
         kept_bias = (np.float32(entry) * kept).astype(np.float32)
-        if len(node.inputs) < 3 and bias.any():
+        if len(node.inputs) < 3 and bias.any() and layer.limits.float_bias:
+            node.inputs.append(model.constant(f"{node.name}_bias", bias.reshape(-1).astype(np.float32)))
+        elif len(node.inputs) < 3 and bias.any():
             _new_bias(model, node, kept_bias, bias.size)
         elif len(node.inputs) > 2 and (stored := dequantizer(node.inputs[2])) is not None:
             stored.inputs[1].values = kept_bias

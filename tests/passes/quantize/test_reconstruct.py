@@ -191,3 +191,11 @@ def test_where_pairs_of_products_saturate_no_two_weights_can(graph, quantized, e
         two = np.sort(np.abs(values.astype(int)).reshape(len(values), -1), axis=1)[:, -2:].sum(axis=1)
         assert two.max() <= 128
     assert len(weights) == 2 and out.error < 0.03
+
+
+def test_biases_stay_float_where_the_target_wants_them(graph, quantized, eager_target):
+    other = dataclasses.replace(eager_target, reduce_range=False, float_bias=True)
+    out = quantized(graph(TWO, IMAGE, OUT, w=W, b=B, v=V), 32, 3, 8, 8, target=other, bias_correction="full")
+    convs = [n for n in out.model.graph.nodes if n.op == "Conv"]
+    assert [n.inputs[2].dtype for n in convs if not n.inputs[2].inputs] == [np.float32, np.float32]
+    assert out.error < 0.02
