@@ -120,7 +120,7 @@ def prepare(
         source = _open(settings.calibration_data)
         chosen = choose(len(source), count, seed)
         calibration = batches(source, chosen, f"{len(chosen)} of {len(source)} images of {source.name}")
-        spare = np.setdiff1d(np.arange(len(source), dtype=np.int64), chosen) if hold_out else chosen[:0]
+        spare = np.setdiff1d(np.arange(len(source), dtype=np.int64), chosen) if hold_out or train else chosen[:0]
         if settings.data is not None:
             judged = _open(settings.data)
             rest = np.arange(len(judged), dtype=np.int64)
@@ -129,12 +129,12 @@ def prepare(
             if shared:
                 notes.append(f"{shared} images both calibrate and evaluate: the measured accuracy is flattered by them")
             spare = without(source, spare, judged, rest)
-        rest_of_source = spare[:0]
-        if spare.size:
-            apart, rest_of_source = set_apart(spare, seed, HELD_OUT_OF_TRAINING if train else 1.0)
+        free = spare
+        if spare.size and hold_out:
+            apart, free = set_apart(spare, seed, HELD_OUT_OF_TRAINING if train else 1.0)
             held_out = batches(source, apart, f"{len(apart)} other images of {source.name}")
         if train:
-            used = np.union1d(chosen, rest_of_source)
+            used = np.union1d(chosen, free)
             training = batches(source, used, f"{len(used)} of {len(source)} images of {source.name}")
     elif settings.data is not None:
         source = _open(settings.data)

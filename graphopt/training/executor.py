@@ -119,6 +119,8 @@ class Executor:
         if node.op == "BatchNormalization" and self.live_norms:
             return self._live_norm(info)
         x = node.inputs[0] if node.inputs else None
+        if node.op == "Cast" and x is not None and self.state is not None and x.name in self.state.roles.integers:
+            return lambda value: value  # integers in a float type, which gradients go through
         alone = x is not None and len(x.outputs) == 1 and x.inputs and x.name not in self.results
         if node.op in _IN_PLACE and x is not None and alone and x.inputs[0].op in _OVERWRITES:
             return _IN_PLACE[node.op]

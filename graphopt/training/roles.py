@@ -71,13 +71,11 @@ def find_roles(model: Model) -> Roles:
         uses = readers[name]
         if kind in FLOATS and all(_is_weight(n, k, constant) for n, k in uses):
             roles.weights.append(name)
-        elif kind in LIMITS and all(n.op == "DequantizeLinear" and k == 0 for n, k in uses) and len(uses) == 1:
-            roles.integers[name] = uses[0][0]
+        elif kind in LIMITS and len(uses) == 1 and (reader := _dequantizer(*uses[0])) is not None:
+            roles.integers[name] = reader
         elif kind in FLOATS and all(n.op in ("QuantizeLinear", "DequantizeLinear") and k == 1 for n, k in uses):
             roles.scales[name] = name
-    _tie_biases(roles, constants)
-    for bias in roles.biases.values():
-        roles.scales.pop(bias.scale, None)
+    _tie_biases(model, roles, constants, {name: len(uses) for name, uses in readers.items()})
     _tie_scales(model, roles, constants)
     return roles
 
@@ -90,6 +88,14 @@ def _is_weight(node: gs.Node, position: int, constant: gs.Constant) -> bool:
     return position in _WEIGHTS.get(node.op, ())
 
 
+def _dequantizer(node: gs.Node, position: int) -> gs.Node | None:
+    """The DequantizeLinear that reads integers, at once or widened by a Cast: int4 is stored so for int8 kernels."""
+    if node.op == "Cast" and len(node.outputs[0].outputs) == 1 and str(np.dtype(node.outputs[0].dtype)) in LIMITS:
+        node = node.outputs[0].outputs[0]
+    alone = [t for t in node.inputs[1:] if any(t is x for x in node.inputs[:1])]
+    return node if position == 0 and node.op == "DequantizeLinear" and not alone else None
+
+
 def _source(node: gs.Node, position: int) -> gs.Node | None:
     """The DequantizeLinear that writes an input of a node."""
     if len(node.inputs) <= position or not node.inputs[position].inputs:
@@ -98,21 +104,33 @@ def _source(node: gs.Node, position: int) -> gs.Node | None:
     return producer if producer.op == "DequantizeLinear" else None
 
 
-def _tie_biases(roles: Roles, constants: dict[str, gs.Constant]) -> None:
-    for name, reader in roles.integers.items():
-        if str(constants[name].dtype) != "int32" or not isinstance(reader.inputs[1], gs.Constant):
+def _tie_biases(model: Model, roles: Roles, constants: dict[str, gs.Constant], readers: dict[str, int]) -> None:
+    """A bias's scale follows the two that it is the product of; where it cannot, all three stay as they are."""
+    for user in model.graph.nodes:
+        sources = [_source(user, k) for k in range(3)]
+        bias = sources[2]
+        if user.op not in ("Conv", "ConvTranspose", "Gemm") or bias is None or str(bias.inputs[0].dtype) != "int32":
             continue
-        for user in reader.outputs[0].outputs:
-            x, w = _source(user, 0), _source(user, 1)
-            if user.op not in ("Conv", "ConvTranspose", "Gemm") or x is None or w is None:
-                continue
-            parts = [t for t in (x.inputs[1], w.inputs[1]) if isinstance(t, gs.Constant)]
-            if len(parts) != 2:
-                continue
-            scale = peek(reader.inputs[1]).reshape(-1)
-            product = (peek(parts[0]) * peek(parts[1])).reshape(-1)
-            if product.size in (1, scale.size) and np.allclose(product, scale, rtol=1e-4, atol=0):
-                roles.biases[name] = TiedBias(reader.inputs[1].name, parts[0].name, parts[1].name)
+        x, w, b = (n.inputs[1].name if n is not None and n.inputs[1].name in constants else None for n in sources)
+        roles.scales.pop(b or "", None)
+        name = bias.inputs[0].name
+        if (
+            x
+            and w
+            and b
+            and name in roles.integers
+            and readers[b] == 1
+            and _is_product(*(constants[n] for n in (x, w, b)))
+        ):
+            roles.biases[name] = TiedBias(b, x, w)
+            continue
+        for scale in filter(None, (x, w)):
+            roles.scales.pop(scale, None)
+
+
+def _is_product(x: gs.Constant, w: gs.Constant, b: gs.Constant) -> bool:
+    product, scale = (peek(x) * peek(w)).reshape(-1), peek(b).reshape(-1)
+    return product.size in (1, scale.size) and np.allclose(product, scale, rtol=1e-4, atol=0)
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

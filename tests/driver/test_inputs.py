@@ -60,3 +60,41 @@ def test_what_evaluates_is_not_held_out(classifier: Path, images: Path):
 
 def test_without_images_there_are_none_to_spare(classifier: Path):
     assert prepare(load(classifier), settings(), hold_out=True).held_out is None
+
+
+def trained_on(inputs: Inputs) -> set[str]:
+    assert inputs.training is not None
+    return {inputs.training.dataset.locate(int(i)) for i in inputs.training.indices}
+
+
+def test_nothing_trains_unless_a_pass_asks(classifier: Path, images: Path):
+    inputs = prepare(load(classifier), settings(data=images), hold_out=True)
+    assert inputs.training is None and inputs.describe()["training"] == 0
+
+
+def test_training_takes_all_of_its_source_but_a_tenth(classifier: Path, images: Path, other: Path):
+    given = settings(data=images, calibration_data=other, calibration_images=30)
+    inputs = prepare(load(classifier), given, hold_out=True, train=True)
+    calibration, evaluation, held_out = positions(inputs)
+    assert (len(calibration), len(evaluation), len(held_out)) == (30, 96, 6)
+    assert len(trained_on(inputs)) == 90 and calibration < trained_on(inputs)
+    assert not trained_on(inputs) & (held_out | evaluation)
+
+
+def test_one_source_serves_training_too(classifier: Path, images: Path):
+    inputs = prepare(load(classifier), settings(data=images), hold_out=True, train=True)
+    calibration, evaluation, held_out = positions(inputs)
+    training = trained_on(inputs)
+    assert (len(calibration), len(training), len(held_out), len(evaluation)) == (24, 60, 3, 33)
+    assert calibration < training and len(training | evaluation | held_out) == 96
+
+
+def test_what_evaluates_does_not_train(classifier: Path, images: Path):
+    given = settings(data=images, calibration_data=images, calibration_images=30)
+    inputs = prepare(load(classifier), given, hold_out=True, train=True)
+    assert trained_on(inputs) == positions(inputs)[0], "calibration images alone, which a note is about"
+
+
+def test_training_without_held_out_images_takes_all(classifier: Path, images: Path, other: Path):
+    inputs = prepare(load(classifier), settings(data=images, calibration_data=other), train=True)
+    assert inputs.held_out is None and len(trained_on(inputs)) == 96

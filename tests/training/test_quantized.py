@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from graphopt import Model
+from graphopt.ir import infer_shapes
 from graphopt.ir.values import peek
 from graphopt.training.executor import Executor
 from graphopt.training.ops.quantization import fake_quantize, quantize
@@ -103,6 +104,36 @@ def test_what_was_trained_is_what_is_written(kind: str) -> None:
     # One step of the output's rounding is the most that a last digit can decide.
     difference = np.abs(run(model, images().numpy()) - trained)
     assert difference.max() <= after["ys"] * 1.01 and (difference > 1e-5).mean() < 0.02
+
+
+def test_int4_widened_for_int8_kernels_trains_too() -> None:
+    model = quantized("int4")
+    text = model.to_proto()
+    (reader,) = [n for n in text.graph.node if n.output[0] == "wd"]
+    reader.input[:] = ["wide", "ws"]
+    text.graph.node.insert(0, onnx.helper.make_node("Cast", ["wq"], ["wide"], to=onnx.TensorProto.INT8))
+    model = Model.from_proto(text)
+    infer_shapes(model)
+    program = Executor(model, train=True)
+    assert program.state is not None and "wq" in program.state.weights and program.state.roles.biases
+    before = initializers(model)["wq"]
+    program.run(images())["y"].sum().backward()
+    assert program.state.weights["wq"].grad is not None
+    torch.optim.SGD([program.state.weights["wq"]], 1e-2).step()
+    program.state.write(model)
+    after = initializers(model)["wq"]
+    assert after.dtype == before.dtype and not np.array_equal(after, before)
+    np.testing.assert_allclose(program.run(images())["y"].detach().numpy(), run(model, images().numpy()), atol=0.0501)
+
+
+def test_a_scale_of_a_bias_that_others_read_keeps_all_three() -> None:
+    proto = quantized().to_proto()
+    proto.graph.node.append(onnx.helper.make_node("DequantizeLinear", ["bq", "bs"], ["other"], axis=0))
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, [3]))
+    state = Executor(Model.from_proto(proto), train=True).state
+    assert state is not None
+    assert "bq" not in state.weights, "read twice"
+    assert set(state.scales) <= {"xs", "ws", "ys"} and "bs" not in state.scales
 
 
 def test_scales_can_stay() -> None:
