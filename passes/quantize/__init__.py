@@ -51,7 +51,7 @@ class Quantize(Pass):
     requires = ("simplify",)
 
     calibration: str = option(
-        "percentile",
+        "mse",
         "How a range is found: extremes, their mean over images, all but rare values, least divergence or error",
         choices=("minmax", "average", "percentile", "entropy", "mse"),
     )
