@@ -16,7 +16,8 @@ from graphopt.pipeline import Context
 
 _ROWS = 49152  # sampled positions per layer over all images, at most
 _ALL_ROWS = 1 << 21  # of all layers together, which bounds the time: deep networks take fewer a layer
-_FEWEST_ROWS = 8192  # but no fewer than these
+_FEWEST_ROWS = 12288  # but no fewer than these
+_OF_AN_IMAGE = 64  # where there are more: further positions of an image say little new
 _LEAST_ROWS = 16  # for each input of an output, however many groups there are
 ROW_BYTES = 192 << 20  # of the inputs at these positions: a depthwise layer reads each of them in every group
 
@@ -43,7 +44,7 @@ def consumers(pruned: Model, labels: Labels, keep: np.ndarray, changed: list[int
     nodes = pruned.graph.nodes
     made_by = {t.name: i for i, node in enumerate(nodes) for t in node.outputs}
     samplers = {i: s for i in changed if (s := sampler_of(nodes[i])) is not None}
-    most = int(np.clip(_ALL_ROWS // max(1, len(samplers)), _FEWEST_ROWS, _ROWS))
+    most = max(_FEWEST_ROWS, min(_ALL_ROWS // max(1, len(samplers)), _ROWS, _OF_AN_IMAGE * images))
     found = []
     for index, sampler in samplers.items():
         out = nodes[index].outputs[0]

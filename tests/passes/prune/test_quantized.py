@@ -379,7 +379,7 @@ def test_a_wrong_rule_is_caught_in_a_quantized_model(context, monkeypatch):
 
 
 def test_a_real_classifier(shared, context, monkeypatch):
-    monkeypatch.setattr("graphopt.passes.prune.consumers._ROWS", 1024)  # enough to see whether refits take
+    monkeypatch.setattr("graphopt.passes.prune.consumers._FEWEST_ROWS", 1024)  # enough to see whether refits take
     model = graphopt.load(shared / "models" / "resnet20-cifar10.onnx")
     PassManager(Registry().build("quantize")).run(model, context(model, 32))
     before, snapshot, fused = kinds(model), Snapshot.of(model), on_integers(model)
