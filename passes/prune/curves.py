@@ -16,7 +16,7 @@ from graphopt.passes.prune.statistics import Reader, readers
 from graphopt.pipeline import Context
 
 _PROBES = 4  # counts of a family at which its effect on the model's outputs is measured
-_PROBE_MACS = 12e9  # of one such measurement, roughly: bounds the images that it takes
+_PROBE_MACS = 8e9  # of one such measurement, roughly: bounds the images that it takes
 
 
 @dataclass(frozen=True)
