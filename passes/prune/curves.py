@@ -145,9 +145,13 @@ def divergence(before: np.ndarray, after: np.ndarray) -> float:
     """Mean Kullback-Leibler divergence of class probabilities [images, classes]; of any other output, the squared
     error relative to its variance."""
     if before.ndim == 2 and before.shape[1] > 1:
-        p, q = log_probabilities(before), log_probabilities(after)
-        return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+        return kullback_leibler(log_probabilities(before), log_probabilities(after))
     return float(((after - before) ** 2).mean() / max(float(before.var()), 1e-12))
+
+
+def kullback_leibler(wanted: np.ndarray, found: np.ndarray) -> float:
+    """Mean divergence of logarithms of probabilities [images, classes] from those that are wanted, in nats."""
+    return float((np.exp(wanted) * (wanted - found)).sum(axis=1).mean())
 
 
 def log_probabilities(values: np.ndarray) -> np.ndarray:

@@ -8,16 +8,17 @@ fitted to rows of a fixed number of positions, however many images there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import networkx as nx
 import numpy as np
 
 from graphopt.analysis.labels import Labels
 from graphopt.analysis.layers.quantized import is_quantized
-from graphopt.analysis.layers.running import BATCH, Images, Network, fitting
+from graphopt.analysis.layers.running import Images, Network
 from graphopt.analysis.layers.sampling import obstacle
+from graphopt.analysis.layers.targets import targets_of
 from graphopt.ir import Model
 from graphopt.ir.view import node_view
 from graphopt.passes.prune.consumers import Consumer, consumers, rng_of
@@ -25,8 +26,6 @@ from graphopt.passes.prune.pairs import pair_of, refit_pair
 from graphopt.passes.prune.ridge import Rows, fit
 from graphopt.passes.prune.scores import gives_scores, refit_scores
 from graphopt.pipeline import Context
-
-_STORED = 256 << 20  # bytes of original outputs held at a time
 
 
 @dataclass(frozen=True)
@@ -61,15 +60,18 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, im
     pairs = 0
     numbers = {t.name: i for i, node in enumerate(pruned.graph.nodes) for t in node.outputs}
     with pruned.edit():
-        rows = _targets(before, found, ctx)
+        rows = targets_of(before, found, partial(rng_of, ctx))
         for consumer in ctx.progress.track(found, "refitting weights", len(found)):
             targets = next(rows)
-            start = consumer.sampler.read(pruned.graph.nodes[consumer.index])
+            if consumer.kept is not None:
+                targets = [y[:, consumer.kept] for y in targets]
+            scored = gives_scores(pruned, consumer)
+            start = consumer.sampler.read(pruned.graph.nodes[consumer.index]) if scored else None
             pair = pair_of(pruned, consumer.index, numbers)
             together = refit_pair(after, pair, consumer, targets, ctx) if pair is not None else None
             pairs += together is not None and together[1] < together[0]
             errors.append(together or _refit(after, consumer, targets, ctx))
-            if gives_scores(pruned, consumer):
+            if start is not None:
                 refit_scores(after, consumer, targets, start, ctx)
     mean = np.mean(errors, axis=0)
     refitted = sum(b != a for b, a in errors)
@@ -85,32 +87,6 @@ def _changed(pruned: Model, labels: Labels, keep: np.ndarray) -> list[int]:
     reached = view.copy()
     reached.add_edges_from(("changed", index) for index in sorted(hit))
     return sorted(nx.descendants(reached, "changed")) if hit else []
-
-
-def _targets(network: Network, consumers: list[Consumer], ctx: Context) -> Iterator[list[np.ndarray]]:
-    """Original outputs of each layer at its sampled positions, by batch: [rows, kept channels].
-
-    The original runs once for as many layers as fit in memory together.
-    """
-    for chunk in _chunks(network, consumers):
-        rows: list[list[np.ndarray]] = [[] for _ in chunk]
-        for number, values in enumerate(network.tensors([c.target for c in chunk])):
-            for consumer, into in zip(chunk, rows, strict=True):
-                rng = rng_of(ctx, consumer, number)
-                y = consumer.sampler.outputs(values[consumer.target], rng, consumer.per_image)
-                into.append(y if consumer.kept is None else y[:, consumer.kept])
-        yield from rows
-
-
-def _chunks(network: Network, consumers: list[Consumer]) -> Iterator[list[Consumer]]:
-    """Runs of layers whose sampled original outputs fit in memory together, and their whole outputs of a batch."""
-    tensors = network.model.graph.tensors()
-
-    def size(consumer: Consumer) -> int:
-        shape = [d if isinstance(d, int) else 1 for d in tensors[consumer.target].shape or [1]]
-        return 4 * shape[consumer.sampler.channel_axis] * consumer.rows + 4 * BATCH * int(np.prod(shape[1:]))
-
-    return fitting(consumers, size, _STORED)
 
 
 def _refit(network: Network, consumer: Consumer, targets: list[np.ndarray], ctx: Context) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from graphopt.analysis.layers.running import Network
 from graphopt.analysis.layers.sampling import DenseSampler
 from graphopt.ir import Model
 from graphopt.passes.prune.consumers import Consumer, rng_of
+from graphopt.passes.prune.curves import kullback_leibler
 from graphopt.passes.prune.ridge import Rows, best_strength
 from graphopt.pipeline import Context
 
@@ -72,9 +73,7 @@ class _Problem:
 
     def divergence(self, weight: np.ndarray, bias: np.ndarray) -> float:
         """Mean Kullback-Leibler divergence of what a weight and bias give from what is wanted, in nats."""
-        wanted = log_softmax(self.scores, axis=1)
-        gap = wanted - log_softmax(self.x @ weight + bias, axis=1)
-        return float((np.exp(wanted) * gap).sum(axis=1).mean())
+        return kullback_leibler(log_softmax(self.scores, axis=1), log_softmax(self.x @ weight + bias, axis=1))
 
     def solve(self, strength: float) -> tuple[np.ndarray, np.ndarray]:
         """Minimise the divergence plus a ridge that pulls towards the weight at hand."""

@@ -15,7 +15,7 @@ import numpy as np
 from graphopt.analysis.layers.running import Images, Network
 from graphopt.ir import Model
 from graphopt.passes.quantize.ranges import Limits
-from graphopt.passes.quantize.refit_layers import Layer, Reconstruction, layers_of, targets_of
+from graphopt.passes.quantize.refit_layers import Layer, Reconstruction, layers_of, original_outputs
 from graphopt.passes.quantize.stored import scales_of, store
 from graphopt.pipeline import Context
 
@@ -30,7 +30,7 @@ def correct_biases(
     layers = [x for x in layers_of(original, quantized, limits, images, found.skipped) if x.node.op != "MatMul"]
     before, after = Network(original, images, ctx.threads), Network(quantized, images, ctx.threads)
     with quantized.edit():
-        targets = targets_of(before, layers, ctx)
+        targets = original_outputs(before, layers, ctx)
         for layer in ctx.progress.track(layers, "correcting biases", len(layers)):
             found.errors[layer.name] = _correct(quantized, after, layer, next(targets), ctx)
     return found

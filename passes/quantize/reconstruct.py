@@ -17,7 +17,7 @@ from graphopt.analysis.layers.moments import Moments
 from graphopt.analysis.layers.running import Images, Network
 from graphopt.ir import Model
 from graphopt.passes.quantize.ranges import Limits, channel_caps, least_scales
-from graphopt.passes.quantize.refit_layers import Layer, Reconstruction, layers_of, targets_of
+from graphopt.passes.quantize.refit_layers import Layer, Reconstruction, layers_of, original_outputs
 from graphopt.passes.quantize.rounding import Grid, best_scales, damped, round_to
 from graphopt.passes.quantize.stored import input_scale, scales_of, store
 from graphopt.pipeline import Context
@@ -42,7 +42,7 @@ def reconstruct(
     layers = list(layers_of(original, quantized, limits, images, found.skipped))
     before, after = Network(original, images, ctx.threads), Network(quantized, images, ctx.threads)
     with quantized.edit():
-        targets = targets_of(before, layers, ctx)
+        targets = original_outputs(before, layers, ctx)
         for layer in ctx.progress.track(layers, "refitting weights", len(layers)):
             one, two = _moments(after, layer, next(targets), ctx)
             if not one.rows:

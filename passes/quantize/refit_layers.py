@@ -9,8 +9,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.analysis.layers.residual import residual
-from graphopt.analysis.layers.running import BATCH, Images, Network, fitting
+from graphopt.analysis.layers.running import Images, Network
 from graphopt.analysis.layers.sampling import Sampler, obstacle, sampler_of
+from graphopt.analysis.layers.targets import targets_of
 from graphopt.ir import Model
 from graphopt.passes.quantize.ranges import Limits
 from graphopt.pipeline import Context, Skipped
@@ -18,7 +19,6 @@ from graphopt.pipeline import Context, Skipped
 _ROWS = 12288  # sampled positions of a layer over all images
 _LEAST_ROWS = 16  # for each input of an output
 _ROW_BYTES = 192 << 20  # of a layer's inputs at these positions
-_STORED = 256 << 20  # bytes of float outputs held at a time
 
 
 @dataclass
@@ -83,19 +83,8 @@ def layers_of(
         yield Layer(node.name, node, twin, sampler, limits[node.name], target, skip, per_image, rows)
 
 
-def targets_of(network: Network, layers: list[Layer], ctx: Context) -> Iterator[list[np.ndarray]]:
-    """Float outputs of each layer at its sampled positions, by batch: [rows, channels]. The float model runs once for
-    as many layers as fit in memory together."""
-    tensors = network.model.graph.tensors()
-
-    def size(layer: Layer) -> int:
-        shape = [d if isinstance(d, int) else 1 for d in tensors[layer.target].shape or [1]]
-        return 4 * shape[layer.sampler.channel_axis] * layer.rows + 4 * BATCH * int(np.prod(shape[1:]))
-
-    for chunk in fitting(layers, size, _STORED):
-        rows: list[list[np.ndarray]] = [[] for _ in chunk]
-        for number, values in enumerate(network.tensors([layer.target for layer in chunk])):
-            for layer, into in zip(chunk, rows, strict=True):
-                y = layer.sampler.outputs(values[layer.target], layer.rng(ctx, number), layer.per_image)
-                into.append(y + np.float32(layer.limits.offset))
-        yield from rows
+def original_outputs(network: Network, layers: list[Layer], ctx: Context) -> Iterator[list[np.ndarray]]:
+    """Float outputs of each layer at its sampled positions, by batch: [rows, channels]."""
+    found = targets_of(network, layers, lambda layer, number: layer.rng(ctx, number))
+    for layer, rows in zip(layers, found, strict=True):
+        yield [y + np.float32(layer.limits.offset) for y in rows]

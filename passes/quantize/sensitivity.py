@@ -80,6 +80,10 @@ def decibels(signal: np.ndarray, other: np.ndarray) -> float:
     """Variance of a signal against the mean square of what another differs from it by; at most 120."""
     noise = float(np.square(signal.astype(np.float64) - other).mean())
     power = float(signal.var(dtype=np.float64))
+    return _db(power, noise)
+
+
+def _db(power: float, noise: float) -> float:
     return min(_CLEAN, 10 * math.log10(power / noise)) if noise > 0 and power > 0 else _CLEAN
 
 
@@ -118,4 +122,4 @@ def _layer_db(assembler: Assembler, quantized: Model) -> Iterator[tuple[str, flo
     for node_name, name in tensors.items():
         n, total, squares, error = sums[name]
         power = squares / n - (total / n) ** 2
-        yield node_name, min(_CLEAN, 10 * math.log10(power * n / error)) if error > 0 and power > 0 else _CLEAN
+        yield node_name, _db(power * n, error)

@@ -110,8 +110,7 @@ class ConvSampler(Sampler):
 
     def read_by_row(self, node: gs.Node) -> float:
         """How many places of the input a row reads, those that the rows of a tile share counted once."""
-        kernel = shape_of(node.inputs[1])[2:]
-        strides, dilations = node.attrs.get("strides", [1, 1]), node.attrs.get("dilations", [1, 1])
+        kernel, strides, dilations = _window(node)
         sides = [(self.tile - 1) * s + (k - 1) * d + 1 for k, s, d in zip(kernel, strides, dilations, strict=True)]
         return float(np.prod(sides)) / self.tile**2
 
@@ -124,8 +123,7 @@ class ConvSampler(Sampler):
     @staticmethod
     def sides(node: gs.Node, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the output for an input of such a size."""
-        kernel = shape_of(node.inputs[1])[2:]
-        strides, dilations = node.attrs.get("strides", [1, 1]), node.attrs.get("dilations", [1, 1])
+        kernel, strides, dilations = _window(node)
         pads = node.attrs.get("pads", [0, 0, 0, 0])
         height, width = (
             (size[k] + pads[k] + pads[k + 2] - dilations[k] * (kernel[k] - 1) - 1) // strides[k] + 1 for k in range(2)
@@ -135,8 +133,7 @@ class ConvSampler(Sampler):
     @staticmethod
     def taps(node: gs.Node, row: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns [places, taps] of the input, padding included, that outputs at some places read."""
-        kernel = shape_of(node.inputs[1])[2:]
-        strides, dilations = node.attrs.get("strides", [1, 1]), node.attrs.get("dilations", [1, 1])
+        kernel, strides, dilations = _window(node)
         down, right = (np.arange(kernel[k]) * dilations[k] for k in range(2))
         return (
             (row[:, None, None] * strides[0] + down[:, None] + 0 * right).reshape(len(row), -1),
@@ -223,3 +220,8 @@ def _stored_bias(node: gs.Node, bias: np.ndarray) -> np.ndarray:
     if len(node.inputs) < 3:
         return bias
     return representable(node.inputs[2], bias.reshape(-1)).reshape(bias.shape)
+
+
+def _window(conv: gs.Node) -> tuple[list[int], list[int], list[int]]:
+    """Kernel, strides and dilations over height and width."""
+    return shape_of(conv.inputs[1])[2:], conv.attrs.get("strides", [1, 1]), conv.attrs.get("dilations", [1, 1])
