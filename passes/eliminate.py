@@ -9,11 +9,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt import Context, Kind, Model
+from graphopt.ir.view import is_standard
 from graphopt.rewrite import RewritePass, Rule, Workbench
 from graphopt.rewrite.bypass import bypass
 from graphopt.rewrite.operands import constant_slices
 from graphopt.rewrite.shapes import equal_shapes, known, spread
 
+_IDEMPOTENT = ("Relu", "Abs", "Ceil", "Floor", "Round", "Sign")  # doing it again changes nothing
 _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1, "Pow": 1, "Or": False, "And": True}
 
 
@@ -40,8 +42,17 @@ class Eliminate(RewritePass):
             Rule("same_shape", ("Reshape", "Expand", "Tile", "Resize", "Squeeze", "Flatten"), remove_same_shape),
             Rule("slices", ("Slice",), remove_slice),
             Rule("splits", ("Split",), remove_split),
+            Rule("repetitions", _IDEMPOTENT, remove_repetition),
             Rule("dead_outputs", (), drop_dead_outputs),
         )
+
+
+def remove_repetition(bench: Workbench, node: gs.Node) -> str | None:
+    """Remove a Relu of a Relu, and what else does nothing a second time."""
+    before = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
+    if before is not None and before.op == node.op and is_standard(before):
+        return bypass(bench, node)
+    return None
 
 
 def remove_cast(bench: Workbench, node: gs.Node) -> str | None:

@@ -118,6 +118,11 @@ class Pass(ABC):
         """Whether it trains, and so wants all images that neither evaluate nor are held out."""
         return False
 
+    @property
+    def to_int8(self) -> bool:
+        """Whether what it leaves runs in int8 kernels, whose shapes passes before it may then choose."""
+        return False
+
     def __post_init__(self) -> None:
         for info in self.options():
             object.__setattr__(self, info.name, _convert(self.name, info, getattr(self, info.name)))

@@ -28,7 +28,7 @@ class Context:
     ``reference`` is the model as it was loaded. ``latency_table`` is None for the one of this machine. ``held_out`` are
     images that neither calibrate nor evaluate, for passes that ask for them (``needs_held_out``); None where there are
     none to spare. Their labels may be used. ``training`` are all images that passes may train on, for those that ask
-    (``needs_training``); calibration images are among them.
+    (``needs_training``); calibration images are among them. ``int8_follows``: a later pass takes the model to int8.
     """
 
     target: Target
@@ -40,6 +40,7 @@ class Context:
     latency_table: LatencyTable | None = None
     held_out: Batches | None = None
     training: Batches | None = None
+    int8_follows: bool = False
     _cache: Cache = field(default_factory=Cache, repr=False)
 
     @property

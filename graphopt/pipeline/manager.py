@@ -64,7 +64,8 @@ class PassManager:
 
     def run(self, model: Model, ctx: Context) -> list[Record]:
         """Run all passes. Raises PassError when a pass fails or breaks a promise."""
-        for step in self.passes:
+        for number, step in enumerate(self.passes):
+            ctx.int8_follows = any(isinstance(later, Pass) and later.to_int8 for later in self.passes[number + 1 :])
             if isinstance(step, Pipeline):
                 self._run_pipeline(step, model, ctx)
                 self.again.append(step.spec)

@@ -60,7 +60,8 @@ class Costs:
 class Target:
     """A place to run.
 
-    ``channel_multiple``: channel counts that are not a multiple of it waste lanes of the vector kernels.
+    ``channel_multiple``: channel counts that are not a multiple of it waste lanes of the vector kernels;
+    ``int8_channel_multiple``: of the int8 ones.
     ``reduce_range``: 7-bit weights, for CPUs whose 8-bit products saturate in 16 bits.
     ``int8_ops``: operators that run in int8 between DequantizeLinear and QuantizeLinear.
     ``passthrough_ops``: operators that only move values, so that input and output must share quantization parameters.
@@ -86,6 +87,7 @@ class Target:
     symmetric_activations: bool
     reduce_range: bool
     channel_multiple: int
+    int8_channel_multiple: int
     int8_ops: frozenset[str]
     passthrough_ops: frozenset[str]
     float_output_ops: frozenset[str] = frozenset()

@@ -31,10 +31,13 @@ class Curve:
     lost: np.ndarray
 
 
-def allowed(size: int, multiple: int, min_keep: float) -> np.ndarray:
-    """Counts that a family of ``size`` groups may keep, from all downwards: multiples, and no fewer than the floor."""
+def allowed(family: Family, multiple: int, min_keep: float) -> np.ndarray:
+    """Counts of groups that a family may keep, from all downwards: multiples, no fewer than the floor, and none where a
+    branch goes with them."""
+    size = family.groups.size
     floor = max(1, int(np.ceil(min_keep * size)))
-    return np.array([size, *(k for k in range((size - 1) // multiple * multiple, 0, -multiple) if k >= floor)])
+    some = [k for k in range((size - 1) // multiple * multiple, 0, -multiple) if k >= floor]
+    return np.array([size, *some, *([] if family.branch is None else [0])])
 
 
 def by_scores(families: Sequence[Family], scores: np.ndarray, multiple: int, min_keep: float) -> list[Curve]:
@@ -42,7 +45,7 @@ def by_scores(families: Sequence[Family], scores: np.ndarray, multiple: int, min
     found = []
     for family in families:
         order = family.groups[np.argsort(scores[family.groups], kind="stable")]
-        kept = allowed(order.size, multiple, min_keep)
+        kept = allowed(family, multiple, min_keep)
         total = np.concatenate([[0.0], np.cumsum(scores[order])])
         whole = max(float(total[-1]), 1e-30)
         # The loss of a layer that keeps a share s of its importance is -log(s): attenuations multiply along the
@@ -79,9 +82,9 @@ def by_reconstruction(
     curves = []
     for family in ctx.progress.track(families, "measuring channels"):
         mine = reading.get(int(family.groups[0]), [])
-        kept = allowed(family.groups.size, multiple, min_keep)
+        kept = allowed(family, multiple, min_keep)
         gone = family.groups.size - kept
-        at = _probed(gone)
+        at = _probed(gone[kept > 0]) + gone[kept == 0].tolist()
         if mine:
             path = eliminate(family, mine, int(kept[-1]), at)
             measured = [outputs.distance(_with_weights(model, mine, path, k)) for k in at]

@@ -44,7 +44,7 @@ class LatencyModel:
             least = sizes.copy()
             at = []
             for f in layer.families:
-                least[f] = counts[f][-1]
+                least[f] = min(c for c in counts[f] if c)
                 at.append(len(rows))
                 rows.append((f, _factors(layer, f, counts[f], sizes, full, time, longest)))
             bent = 0.0
@@ -72,6 +72,7 @@ class LatencyModel:
         factors = self.table[rows, kept[:, self.family]] if kept.shape[1] else np.ones((len(kept), len(rows)))
         product = np.prod(factors[:, self.index], axis=2)
         missing = np.prod(np.where(self.used, 1.0 - factors[:, self.index], 1.0), axis=2)
+        missing[product == 0.0] = 0.0  # layers that have gone with their branch
         result: np.ndarray = self.rest + np.maximum(product + self.correction * missing, 0.0) @ self.base
         return result
 
@@ -91,17 +92,18 @@ def _factors(
     for count in counts:
         kept = sizes.copy()
         kept[family] = count
-        found.append(time(layer.at(kept)) / full)
+        found.append(time(layer.at(kept)) / full if count else 0.0)
     rising = np.argsort(counts)
     result: np.ndarray = np.interp(np.arange(longest), counts[rising], np.array(found)[rising])
     return result
 
 
 def timed_counts(kept: np.ndarray, size: int) -> np.ndarray:
-    """Counts at which layers are timed, from the whole family downwards: all that it may keep, or some of them."""
-    every = np.unique(np.concatenate([[size], kept]))[::-1]
+    """Counts at which layers are timed, from the whole family downwards: all that it may keep, or some of them; and
+    none, where it may go as a whole."""
+    every = np.unique(np.concatenate([[size], kept[kept > 0]]))[::-1]
     at = np.linspace(0, every.size - 1, min(_POINTS, every.size)).round().astype(int)
-    return every[at]
+    return np.concatenate([every[at], [0] * int((kept == 0).any())])
 
 
 def timing(table: LatencyTable, threads: int) -> Time:

@@ -45,7 +45,7 @@ def candidates(labels: Labels, keep: tuple[str, ...], ratios: Table[float], mult
         reason = ""
         if named:
             reason = f"its channels reach {named[0]!r}, which the option keep leaves alone"
-        elif family.groups.size <= multiple:
+        elif family.groups.size <= multiple and family.branch is None:
             reason = f"its {family.groups.size} channels are not more than the channel multiple {multiple}"
         if reason:
             left.append(_skipped(labels, family, reason))

@@ -39,7 +39,7 @@ def masked(model: Model, labels: Labels, keep: np.ndarray) -> Model:
     """A copy of ``model`` in which the groups that do not stay are multiplied by zero where they are summed over.
 
     At the contractions, because there a channel's value enters others; before them it may pass through operators
-    that do not map zero to zero.
+    that do not map zero to zero. A residual branch that goes as a whole is so at the sum that it ends in.
     """
     twin = model.copy()
     with twin.edit() as graph:
@@ -69,6 +69,15 @@ def masked(model: Model, labels: Labels, keep: np.ndarray) -> Model:
                     )
                     made[key] = result
                 node.inputs[slot] = made[key]
+        for branch in labels.cut(keep):
+            for index, slot in branch.sums:
+                node, tensor = nodes[index], nodes[index].inputs[1 - slot]
+                dtype = np.float32 if tensor.dtype is None else tensor.dtype
+                result = gs.Variable(twin.fresh_name("masked"), dtype=tensor.dtype, shape=tensor.shape)
+                inputs = [tensor, twin.constant("keep", np.zeros((), dtype))]
+                mask = gs.Node("Mul", twin.fresh_name("mask"), inputs=inputs, outputs=[result])
+                before.setdefault(index, []).append(mask)
+                node.inputs[1 - slot] = result
         graph.nodes = [n for i, node in enumerate(nodes) for n in (*before.get(i, ()), node)]
     return twin
 

@@ -67,8 +67,11 @@ class Prune(Pass):
         max=0.95,
     )
     importance: str = option(RECONSTRUCTION, "How channels are ranked", choices=NAMES)
-    multiple: int = option(0, "Kept channel counts are multiples of this; 0: the target's", min=0)
+    multiple: int = option(
+        0, "Kept channel counts are multiples of this; 0: the target's, in int8 where quantize follows", min=0
+    )
     min_keep: float = option(0.25, "Fraction of channels that every layer keeps at least", min=0.0, max=1.0)
+    blocks: bool = option(True, "Residual branches may go as a whole, whatever min_keep says")
     recover: bool = option(True, "Refit the remaining weights on the calibration images; needs no labels")
     norms: bool = option(False, "Also channels that a LayerNormalization runs over; it goes on counting them, as zeros")
     heads: bool = option(False, "Whole attention heads, instead of the same positions in each of them")
@@ -99,6 +102,8 @@ class Prune(Pass):
         cost = ctx.analysis(CostAnalysis(), model)
         goal, ctx = self._goal(ctx, cost)
         labels = ctx.analysis(ChannelLabels(self.norms, self.heads), model)
+        if not self.blocks:
+            labels = replace(labels, families=tuple(replace(f, branch=None) for f in labels.families))
         space = candidates(labels, self.keep, self.ratios, self._multiple(ctx))
         skipped = [*(Skipped(x.node, x.op, x.reason, x.macs) for x in why_not(labels, cost)), *space.left]
         if goal.trivial and not any(space.ratios.values()):
@@ -148,7 +153,8 @@ class Prune(Pass):
         return CostGoal("macs", _MACS if self.macs is None else self.macs), ctx
 
     def _multiple(self, ctx: Context) -> int:
-        return self.multiple or ctx.target.channel_multiple
+        target = ctx.target
+        return self.multiple or (target.int8_channel_multiple if ctx.int8_follows else target.channel_multiple)
 
     def _images(self, model: Model, ctx: Context) -> Images | None:
         """Calibration images, decoded once for all that needs them; None where nothing does, or there are none."""

@@ -48,7 +48,7 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, im
 
     A refit that does not lower the error on images that it was not fitted to is dropped.
     """
-    changed = _changed(pruned, labels, keep)
+    changed = _changed(original, pruned, labels, keep)
     found = consumers(pruned, labels, keep, changed, images.count)
     weighted = {labels.names[c.node] for c in labels.contractions if c.scale}
     nodes = pruned.graph.nodes
@@ -78,12 +78,14 @@ def recover(original: Model, pruned: Model, labels: Labels, keep: np.ndarray, im
     return Recovery(refitted, images.count, float(mean[0]), float(mean[1]), pairs, left)
 
 
-def _changed(pruned: Model, labels: Labels, keep: np.ndarray) -> list[int]:
+def _changed(original: Model, pruned: Model, labels: Labels, keep: np.ndarray) -> list[int]:
     """Nodes whose input changed, in graph order."""
     view = node_view(pruned.graph)
     number = {node.name: index for index, node in enumerate(pruned.graph.nodes)}  # removal may add and drop nodes
     names = {labels.names[c.node] for c in labels.contractions if any(not keep[g].all() for _, _, g in c.inputs)}
-    hit = {number[name] for name in names}
+    sums = [original.graph.nodes[index].outputs[0] for branch in labels.cut(keep) for index, _ in branch.sums]
+    names.update(reader.name for result in sums for reader in result.outputs)
+    hit = {number[name] for name in names if name in number}
     reached = view.copy()
     reached.add_edges_from(("changed", index) for index in sorted(hit))
     return sorted(nx.descendants(reached, "changed")) if hit else []

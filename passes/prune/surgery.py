@@ -19,22 +19,29 @@ _REWRITES: dict[tuple[str, str], Rewrite] = {}
 def remove(model: Model, labels: Labels, keep: np.ndarray) -> None:
     """Remove from ``model`` the groups that ``keep`` [groups] does not hold; ``labels`` must be of this revision.
 
-    Keeping everything changes nothing. Raises PassError if shapes do not come out as the labels say.
+    A residual branch of which nothing is left goes as a whole, with its biases. Keeping everything changes nothing.
+    Raises PassError if shapes do not come out as the labels say.
     """
     if keep.all():
         return
     with model.edit() as graph:
         expected = _expected_shapes(model, labels, keep)
-        _slice_constants(model, labels, keep)
+        gone = _cut_branches(model, labels, keep)
+        _slice_constants(model, labels, keep, gone)
         before: dict[int, list[gs.Node]] = {}
         behind: dict[int, list[gs.Node]] = {}
         for index, node in enumerate(graph.nodes):
+            if index in gone:
+                continue
             rewrite = _REWRITES.get(("" if is_standard(node) else node.domain, node.op))
             if rewrite is not None:
                 edit = Edit(model, labels, keep, index, node)
                 rewrite(edit)
                 before[index], behind[index] = edit.before, edit.behind
-        gone = _gather_shuffles(model, labels, keep)
+        gone |= _gather_shuffles(model, labels, keep, gone)
+        for k in gone:
+            graph.nodes[k].inputs.clear()
+            graph.nodes[k].outputs.clear()
         graph.nodes = [
             n
             for k, node in enumerate(graph.nodes)
@@ -71,14 +78,45 @@ def _check_shapes(model: Model, expected: dict[str, list[int | str | None]]) -> 
                 raise PassError(f"tensor {name!r} came out as {list(tensor.shape)} instead of {want}")
 
 
-def _gather_shuffles(model: Model, labels: Labels, keep: np.ndarray) -> set[int]:
+def _cut_branches(model: Model, labels: Labels, keep: np.ndarray) -> set[int]:
+    """Put the other operand in the place of sums that lose one; the numbers of the nodes that nothing needs then."""
+    nodes = list(model.graph.nodes)
+    gone: set[int] = set()
+    for branch in labels.cut(keep):
+        gone.update(branch.nodes)
+        for index, slot in branch.sums:
+            gone.add(index)
+            result, stays = nodes[index].outputs[0], nodes[index].inputs[slot]
+            for reader in list(result.outputs):
+                for k, tensor in enumerate(reader.inputs):
+                    if tensor is result:
+                        reader.inputs[k] = stays
+    if not gone:
+        return gone
+    observed = {t.name for t in model.graph.outputs} | set(model.captured())
+    makers = {t.name: index for index, node in enumerate(nodes) for t in node.outputs}
+    number = {id(node): index for index, node in enumerate(nodes)}
+    for index in reversed(range(len(nodes))):  # what only they needed
+        outputs = [t for t in nodes[index].outputs if t.name]
+        needed = any(t.name in observed or any(number.get(id(r)) not in gone for r in t.outputs) for t in outputs)
+        if index not in gone and not needed:
+            gone.add(index)
+    for index, node in enumerate(nodes):
+        if index not in gone and any(makers.get(t.name) in gone for t in node.inputs):
+            raise PassError(f"both operands of the sum {node.name!r} would go")
+    return gone
+
+
+def _gather_shuffles(model: Model, labels: Labels, keep: np.ndarray, skip: set[int]) -> set[int]:
     """Write a Gather for a shuffle of an axis that loses entries: in between, it would have to stay rectangular.
 
-    Returns the numbers of the nodes that are left over.
+    Returns the numbers of the nodes that are left over; ``skip``: those of nodes that go anyway.
     """
     nodes = list(model.graph.nodes)
     gone: set[int] = set()
     for shuffle in labels.shuffles:
+        if not skip.isdisjoint(shuffle.chain):
+            continue
         first, last = nodes[shuffle.chain[0]], nodes[shuffle.chain[-1]]
         axes = labels.tensors[last.outputs[0].name]
         groups = axes[shuffle.axis]
@@ -91,23 +129,22 @@ def _gather_shuffles(model: Model, labels: Labels, keep: np.ndarray) -> set[int]
         last.op, last.attrs = "Gather", {"axis": shuffle.axis}
         last.inputs = [first.inputs[0], model.constant(f"{last.name}_order", indices.astype(np.int64))]
         gone.update(shuffle.chain[:-1])
-    for k in gone:
-        nodes[k].inputs.clear()
-        nodes[k].outputs.clear()
     return gone
 
 
-def _slice_constants(model: Model, labels: Labels, keep: np.ndarray) -> None:
+def _slice_constants(model: Model, labels: Labels, keep: np.ndarray, gone: set[int]) -> None:
     """Each constant is sliced once per way in which it is used; uses that differ get their own copy."""
     graph = model.graph
     cuts: dict[tuple[int, int], tuple[tuple[int, bytes], ...]] = {}
     for index, slots in labels.by_node.items():
+        if index in gone:
+            continue
         for slot, groups in slots:
             kept = keep[groups]
             if not kept.all():
                 at = (index, slot.slot)
                 cuts[at] = tuple(sorted((*cuts.get(at, ()), (slot.axis, kept.tobytes()))))
-    ways = _ways(model, cuts)
+    ways = _ways(model, cuts, gone)
     made: dict[tuple[str, tuple[tuple[int, bytes], ...]], gs.Constant] = {}
     for (index, slot), cut in cuts.items():
         old = graph.nodes[index].inputs[slot]
@@ -123,10 +160,14 @@ def _slice_constants(model: Model, labels: Labels, keep: np.ndarray) -> None:
         graph.nodes[index].inputs[slot] = made[key]
 
 
-def _ways(model: Model, cuts: dict[tuple[int, int], tuple[tuple[int, bytes], ...]]) -> dict[str, set[object]]:
-    """By constant name, the different ways in which it is used; whole (None) counts as one."""
+def _ways(
+    model: Model, cuts: dict[tuple[int, int], tuple[tuple[int, bytes], ...]], gone: set[int]
+) -> dict[str, set[object]]:
+    """By constant name, the different ways in which it is used by nodes that stay; whole (None) counts as one."""
     ways: dict[str, set[object]] = {}
     for index, node in enumerate(model.graph.nodes):
+        if index in gone:
+            continue
         direct = [t.name for t in node.inputs]
         for slot, name in enumerate(direct):
             ways.setdefault(name, set()).add(cuts.get((index, slot)))

@@ -92,6 +92,10 @@ class Quantize(Pass):
     def needs_held_out(self) -> bool:
         return self.max_drop is not None or self.sensitivity
 
+    @property
+    def to_int8(self) -> bool:
+        return self.activations != "float"
+
     def run(self, model: Model, ctx: Context) -> PassResult:
         # Sums come out alike on every machine, and threads that share few cores do not wait for each other.
         with threadpool_limits(ctx.threads, user_api="blas"):

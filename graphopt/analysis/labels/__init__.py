@@ -15,11 +15,12 @@ from graphopt.analysis.labels.builder import Shuffle, Slot
 from graphopt.analysis.labels.held import held_back, why_not
 from graphopt.analysis.labels.propagate import propagate
 from graphopt.analysis.labels.registry import Unsupported, rule
-from graphopt.analysis.labels.result import Contraction, Family, Labels, Locked
+from graphopt.analysis.labels.result import Branch, Contraction, Family, Labels, Locked
 from graphopt.analysis.labels.scope import NodeScope
 from graphopt.ir import Model
 
 __all__ = [
+    "Branch",
     "ChannelLabels",
     "Contraction",
     "Family",

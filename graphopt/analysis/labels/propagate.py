@@ -16,6 +16,7 @@ from graphopt.analysis.labels import (  # noqa: F401
     normalisation,
     spatial,
 )
+from graphopt.analysis.labels.branches import with_branches
 from graphopt.analysis.labels.builder import Builder, Probes
 from graphopt.analysis.labels.registry import Unsupported, find_rule
 from graphopt.analysis.labels.result import Labels, find_heads, finish
@@ -58,7 +59,8 @@ def propagate(model: Model, norms: bool = False, heads: bool = False) -> Labels:
     for tensor in graph.outputs:
         for labels in builder.axes.get(tensor.name, []):
             builder.lock(labels, makers[tensor.name], f"{tensor.name!r} is an output of the model")
-    return finish(builder, [n.name for n in graph.nodes], [n.op for n in graph.nodes])
+    found = finish(builder, [n.name for n in graph.nodes], [n.op for n in graph.nodes])
+    return with_branches(found, model, (one, many))
 
 
 def _closed(one: dict[str, Shape], many: dict[str, Shape]) -> dict[str, Shape]:

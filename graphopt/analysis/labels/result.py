@@ -43,16 +43,28 @@ class Contraction:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """What goes when a family goes as a whole: the numbers of ``nodes``, and ``sums`` that lose an operand.
+
+    Of each sum: the number of the Add, and its input that stays.
+    """
+
+    nodes: tuple[int, ...]
+    sums: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
 class Family:
-    """Groups [n] with the same occurrences: any subset of them can be removed. The unit of ranking.
+    """Groups [n] with the same occurrences: any subset of them can be removed, but for one. The unit of ranking.
 
     ``producers`` are the names of the nodes that make these channels; ``slots`` is where constants are indexed by
-    them.
+    them. ``branch``: what goes with all of them; None where one must stay.
     """
 
     groups: np.ndarray
     producers: tuple[str, ...]
     slots: tuple[Slot, ...]
+    branch: Branch | None = None
 
     @property
     def name(self) -> str:
@@ -95,6 +107,10 @@ class Labels:
     def everything(self) -> np.ndarray:
         """The keep mask [count] that keeps all."""
         return np.ones(self.count, dtype=bool)
+
+    def cut(self, keep: np.ndarray) -> list[Branch]:
+        """The branches of which ``keep`` [count] leaves nothing."""
+        return [f.branch for f in self.families if f.branch is not None and not keep[f.groups].any()]
 
     def macs(self, keep: np.ndarray) -> int:
         """MACs at batch 1 of the contractions when ``keep`` [count] stays."""

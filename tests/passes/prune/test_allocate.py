@@ -29,7 +29,7 @@ def test_little_is_lost_at_the_target(seed, fraction):
     rng = np.random.default_rng(seed)
     curves = []
     for family in families:
-        kept = allowed(family.groups.size, 1, 0.1)
+        kept = allowed(family, 1, 0.1)
         rises = np.cumsum(rng.exponential(size=kept.size - 1) ** 2 * np.arange(1, kept.size))
         curves.append(Curve(family.groups, kept, np.concatenate([[0.0], rises])))
     model = macs_model(labels, families, cost(net))

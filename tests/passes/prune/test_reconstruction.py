@@ -121,7 +121,7 @@ def test_statistics_are_those_of_the_network(context):
     [(16, 8, 0.25, [16, 8]), (20, 8, 0.25, [20, 16, 8]), (16, 1, 0.8, [16, 15, 14, 13]), (8, 8, 0.1, [8])],
 )
 def test_counts_are_multiples_above_the_floor(size, multiple, floor, kept):
-    assert allowed(size, multiple, floor).tolist() == kept
+    assert allowed(Family(np.arange(size), (), ()), multiple, floor).tolist() == kept
 
 
 def test_divergence_is_that_of_probabilities():

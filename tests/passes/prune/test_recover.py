@@ -258,7 +258,7 @@ def test_layers_behind_a_shuffle_are_found_after_it_became_a_gather(context):
     pruned = model.copy()
     remove(pruned, labels, keep)
     assert "Gather" in {n.op for n in pruned.graph.nodes} and len(pruned.graph.nodes) < len(model.graph.nodes)
-    ops = [pruned.graph.nodes[i].op for i in _changed(pruned, labels, keep)]
+    ops = [pruned.graph.nodes[i].op for i in _changed(model, pruned, labels, keep)]
     assert ops == ["Conv", "GlobalAveragePool", "Flatten", "Gemm"]  # the sum over what is left, and what follows it
     ctx = context(model, 128)
     found = recover(model, pruned, labels, keep, load_images(model, ctx), ctx)

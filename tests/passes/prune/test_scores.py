@@ -30,7 +30,7 @@ def thinned(model: Model, kept: int = 6):
     keep[labels.families[0].groups[kept:]] = False
     pruned = model.copy()
     remove(pruned, labels, keep)
-    return pruned, labels, keep
+    return model, pruned, labels, keep
 
 
 def images(count: int) -> Images:
@@ -38,36 +38,36 @@ def images(count: int) -> Images:
     return Images(tuple(rng.standard_normal((BATCH, 3, 8, 8)).astype(np.float32) for _ in range(count)))
 
 
-def last(pruned, labels, keep):
-    return consumers(pruned, labels, keep, _changed(pruned, labels, keep), 64)[-1]
+def last(model, pruned, labels, keep):
+    return consumers(pruned, labels, keep, _changed(model, pruned, labels, keep), 64)[-1]
 
 
 def test_the_layer_that_gives_the_outputs_is_found():
-    pruned, labels, keep = thinned(network())
-    assert scores.gives_scores(pruned, last(pruned, labels, keep))
+    model, pruned, labels, keep = thinned(network())
+    assert scores.gives_scores(pruned, last(model, pruned, labels, keep))
 
 
 def test_a_softmax_behind_it_changes_nothing():
     model = build("a = Conv(x, w, b)\n z = Relu(a)\n " + HEAD.replace("y =", "s =") + "\n y = Softmax(s)", WEIGHTS)
-    pruned, labels, keep = thinned(model)
-    assert scores.gives_scores(pruned, last(pruned, labels, keep))
+    model, pruned, labels, keep = thinned(model)
+    assert scores.gives_scores(pruned, last(model, pruned, labels, keep))
 
 
 @pytest.mark.parametrize("op", ["Sigmoid", "Relu"])
 def test_no_scores_before_other_operators(op):
     model = build("a = Conv(x, w, b)\n z = Relu(a)\n " + HEAD.replace("y =", "s =") + f"\n y = {op}(s)", WEIGHTS)
-    pruned, labels, keep = thinned(model)
-    assert not scores.gives_scores(pruned, last(pruned, labels, keep))
+    model, pruned, labels, keep = thinned(model)
+    assert not scores.gives_scores(pruned, last(model, pruned, labels, keep))
 
 
 def test_a_convolution_gives_no_scores():
-    pruned, labels, keep = thinned(
+    model, pruned, labels, keep = thinned(
         build(
             "a = Conv(x, w)\n b = Relu(a)\n c = Conv(b, v)\n z = Relu(c)\n " + HEAD,
             {"w": (8, 3, 3, 3), "v": (8, 8, 1, 1), "wf": (5, 8), "bf": (5,)},
         )
     )
-    first = consumers(pruned, labels, keep, _changed(pruned, labels, keep), 64)[0]
+    first = consumers(pruned, labels, keep, _changed(model, pruned, labels, keep), 64)[0]
     assert not scores.gives_scores(pruned, first)
 
 
@@ -111,7 +111,7 @@ def test_refitting_brings_probabilities_closer(context, monkeypatch):
     ctx = context(model)
     found = {}
     for wanted in (True, False):
-        pruned, labels, keep = thinned(model, 4)
+        model, pruned, labels, keep = thinned(model, 4)
         if not wanted:
             monkeypatch.setattr("graphopt.passes.prune.recover.gives_scores", lambda *_: False)
         recover(model, pruned, labels, keep, images(8), ctx)
@@ -128,8 +128,8 @@ def test_refitting_brings_probabilities_closer(context, monkeypatch):
 def test_what_least_squares_reach_is_left(context):
     """Scores that the layer can give exactly: nothing is closer, wherever the search starts."""
     model = network()
-    pruned, labels, keep = thinned(model)
-    consumer = last(pruned, labels, keep)
+    model, pruned, labels, keep = thinned(model)
+    consumer = last(model, pruned, labels, keep)
     node = pruned.graph.nodes[consumer.index]
     before = node.inputs[1].values.copy()
     name = pruned.outputs[0].name
