@@ -16,10 +16,7 @@ from graphopt.progress import Progress
 from graphopt.training.executor import Executor
 from graphopt.training.images import Augmentation, ImageStore
 from graphopt.training.losses import block_error, distillation, scores
-from graphopt.training.schedule import Budget, planned, rate_factor
-
-EVALUATIONS = 20  # during one training
-_UNMEASURED = 4  # first steps, which are slower
+from graphopt.training.schedule import Budget, Schedule
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Progressed:
     """What came of it. ``scores`` are (agreement with the teacher, top-1 or None) on held-out images, in percent."""
 
     steps: int = 0
-    planned: int = 0
+    planned: int | tuple[int, ...] = 0  # as the steps of a Budget
     best_step: int = 0
     before: float = 0.0
     after: float = 0.0
@@ -183,24 +180,26 @@ class Training:
         began = time.monotonic()
         self._result = result = Progressed(ended="budget")
         best = self.evaluate()
-        took = time.monotonic() - began
+        schedule = Schedule(_after(budget, time.monotonic() - began), self.recipe.warmup, time.monotonic() - began)
         result.before = result.after = best[0]
         saved = self.state.snapshot()
         failures = 0
+        total = budget.stop or (schedule.planned if budget.steps else None)
         try:
-            for step in self.progress.track(self._steps(budget, began, took), self._describe, budget.steps):
+            for step in self.progress.track(schedule, self._describe, total):
+                for group in self._optimizer.param_groups:
+                    group["lr"] = self.recipe.rate * step.rate
                 result.loss = self.step() if result.steps == 0 else 0.9 * result.loss + 0.1 * self.step()
-                result.steps = step + 1
+                result.steps = step.number + 1
                 result.samples += min(self.recipe.batch, len(self.images))
                 if not np.isfinite(result.loss):
                     result.ended = "diverged"
                     break
-                every = max(1, result.planned // EVALUATIONS) if result.planned else 0
-                if not every or (result.steps % every and result.steps != result.planned):
+                if not step.evaluate:
                     continue
                 now = self.evaluate()
                 self.progress.log(
-                    f"step {result.steps} of {result.planned}: {self._describe()}, held out {now[0]:.2f} %"
+                    f"step {result.steps} of {schedule.planned}: {self._describe()}, held out {now[0]:.2f} %"
                 )
                 failures += 1
                 if now > best:
@@ -209,40 +208,24 @@ class Training:
                 if self.recipe.patience and failures >= self.recipe.patience:
                     result.ended = "no better for a while"
                     break
+            else:
+                result.ended = "time" if schedule.out_of_time else "budget"
         except KeyboardInterrupt:
             result.ended = "interrupted"
         self.state.restore(saved)
+        result.planned = schedule.repeating
         result.seconds = time.monotonic() - began
         return result
-
-    def _steps(self, budget: Budget, began: float, evaluation: float) -> Iterator[int]:
-        """Step numbers, while there is budget; sets each step's learning rate."""
-        result, warmup = self._result, self.recipe.warmup
-        result.planned = budget.steps or 0
-        seconds = (budget.minutes or 0) * 60
-        started, step = began, 0
-        while not result.planned or step < (budget.stop or result.planned):
-            if step == _UNMEASURED:
-                started = time.monotonic()
-            now = time.monotonic()
-            if not budget.steps:
-                measured = step >= warmup or now - began > 0.1 * seconds
-                if not result.planned and step > _UNMEASURED and measured:
-                    each = (now - started) / (step - _UNMEASURED)
-                    result.planned = planned(seconds, now - began, each, step, evaluation, EVALUATIONS)
-                if step and now - began > seconds:
-                    result.ended = "time"
-                    return
-            factor = rate_factor(step, result.planned or 1 << 30, warmup)
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.recipe.rate * factor
-            yield step
-            step += 1
 
     def _describe(self) -> str:
         result = self._result
         what = "top-1" if self.by_labels else "agreement"
         return f"loss {result.loss:.4f}, {what} {result.after:.2f} %"
+
+
+def _after(budget: Budget, seconds: float) -> Budget:
+    """What is left of a budget after so many seconds."""
+    return budget if budget.minutes is None else Budget(max(budget.minutes - seconds / 60, 1e-6))
 
 
 def _chunks(store: ImageStore, size: int) -> Iterator[torch.Tensor]:

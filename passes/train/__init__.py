@@ -28,7 +28,9 @@ class Distill(Pass):
     minutes: float | None = option(
         None, "Budget in minutes, 10 where no budget is given; steps= repeats what it did", min=0.01
     )
-    steps: int | None = option(None, "Budget in steps, which gives the same bytes again", min=1)
+    steps: int | tuple[int, ...] | None = option(
+        None, "Budget in steps, which gives the same bytes again; a list: of each part of the schedule", min=1
+    )
     stop: int | None = option(None, "End after so many steps, on the schedule of steps", min=1)
     rate: float = option(3e-4, "Highest learning rate", min=0.0)
     batch: int = option(128, "Images a step", min=2)

@@ -181,8 +181,9 @@ def _metrics(options: Distill, result: Progressed, by_labels: bool) -> dict[str,
 
 def _again(options: Distill, result: Progressed, threads: int, metrics: dict[str, object]) -> str:
     """The options that give these bytes again, on another machine of the kind and whatever the budget was."""
-    steps = result.planned or max(1, result.steps)
-    stop = result.steps if 0 < result.steps < steps else None
+    steps = result.planned
+    total = steps if isinstance(steps, int) else sum(steps)
+    stop = result.steps if 0 < result.steps < total else None
     return dataclasses.replace(
         options, minutes=None, steps=steps, stop=stop, threads=threads, precision=metrics["precision"]
     ).spec
