@@ -48,7 +48,8 @@ class Schedule:
     """The steps of a training, in turn.
 
     With a budget of minutes, each part of the fall gets the steps that there is time for at the speed of the part
-    before: however the machine's speed changes, the time is used, and the rate is zero at its end. ``evaluation``: seconds that one takes.
+    before: however the machine's speed changes, the time is used, and the rate is zero at its end. ``evaluation``:
+    seconds that one takes.
     """
 
     def __init__(

@@ -12,6 +12,8 @@ from graphopt.passes.prune import Prune
 from graphopt.passes.prune.curves import allowed
 from graphopt.passes.prune.proof import check, masked
 from graphopt.passes.prune.surgery import remove
+from graphopt.pipeline import Registry
+from graphopt.pipeline.manager import PassManager
 from graphopt.runtime.equivalence import compare_outputs
 from graphopt.runtime.feeds import random_feeds
 
@@ -159,3 +161,21 @@ def test_the_pass_takes_a_branch_that_does_little(context):
     kept = model.copy()
     Prune(macs=0.6, multiple=4, blocks=False).run(kept, context(model))
     assert ops(kept).count("Add") == 2
+
+
+def test_counts_suit_int8_kernels_where_quantize_follows(context):
+    body = BLOCK + "c = Conv(i, w)\n r = Relu(c)\n z = Conv(r, v)\n"
+    model = build(
+        body + HEAD, {"s": (64, 3, 3, 3), "w": (48, 64, 1, 1), "v": (48, 48, 1, 1), "wf": (5, 48), "bf": (5,)}
+    )
+
+    def counts(passes: str) -> list[int]:
+        twin = model.copy()
+        PassManager(Registry().build(passes)).run(twin, context(model))
+        return [int(n.inputs[1].shape[0]) for n in twin.graph.nodes if n.op == "Conv"]
+
+    assert any(k % 16 for k in counts("prune{macs=0.6}"))
+    assert any(k % 16 for k in counts("prune{macs=0.6},quantize{activations=float}"))
+    for later in ("quantize", "eliminate,quantize"):
+        assert not any(k % 16 for k in counts(f"prune{{macs=0.6}},{later}"))
+    assert counts("prune{macs=0.6,multiple=8},quantize") == counts("prune{macs=0.6}")
