@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,9 @@ from graphopt.training.executor import Executor
 from graphopt.training.images import Augmentation, ImageStore
 from graphopt.training.losses import block_error, distillation, scores
 from graphopt.training.schedule import Budget, Schedule
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class Training:
     """Trains ``student`` on ``images``, with ``teacher`` (None where only labels count).
 
     ``names`` are the tensors with the logits of the student and of the teacher, ``taps`` what both are compared at.
+    Each of ``workers`` threads takes an equal part of every batch, on one core: they wait for each other once a step,
+    where threads inside of operators do so a thousand times, which takes many times as long once other programs run.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class Training:
         recipe: Recipe,
         rng: np.random.Generator,
         progress: Progress,
+        workers: int = 1,
     ) -> None:
         if student.state is None or not student.state.weights:
             raise PassError("nothing to train: the model has no float weights")
@@ -88,6 +96,8 @@ class Training:
         self.labels = None if images.labels is None else torch.from_numpy(images.labels).to(self.device)
         if recipe.labels and self.labels is None:
             raise PassError("the loss counts labels, and the training images have none", "give images in class folders")
+        self._pool = None if workers == 1 else ThreadPoolExecutor(workers, initializer=_alone)
+        self._workers = workers
         self._held = self._hold(held_out)
         self._optimizer = self._make_optimizer()
         self._order: Iterator[np.ndarray] = self._positions()
@@ -116,23 +126,49 @@ class Training:
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         if not self.recipe.bfloat16:
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        # Every weight is read once a step, and the cache is shared by threads.
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+
+    def _each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """The function of every item, by as many threads as there are, in the order of items."""
+        return list(map(function, items) if self._pool is None else self._pool.map(function, items))
+
+    def _answers(self, executor: Executor, name: str, store: ImageStore) -> torch.Tensor:
+        """Scores of all images of a store, without gradients."""
+
+        def answer(start: int) -> torch.Tensor:
+            with torch.no_grad():
+                return scores(executor.run(store.plain(start, min(start + size, len(store))))[name])
+
+        size = self.recipe.batch
+        return torch.cat(self._each(answer, range(0, len(store), size)))
 
     def _hold(self, store: ImageStore) -> _Held:
-        found = []
-        with torch.no_grad():
-            for x in _chunks(store, self.recipe.batch):
-                found.append(scores(self.teacher.run(x)[self.names[1]]))
         labels = None if store.labels is None else torch.from_numpy(store.labels).to(self.device)
-        return _Held(store, torch.cat(found), labels)
+        return _Held(store, self._answers(self.teacher, self.names[1], store), labels)
 
     def step(self) -> float:
         """One step; the loss."""
-        recipe = self.recipe
         positions = next(self._order)
-        x = self.images.drawn(positions, recipe.augmentation, self.rng)
-        compared = recipe.teacher or (recipe.blocks and self.taps)
+        x = self.images.drawn(positions, self.recipe.augmentation, self.rng)
+        right = None if self.labels is None else self.labels[torch.from_numpy(positions).to(self.device)]
+        parts = x.chunk(self._workers)
+        labels: Sequence[torch.Tensor | None] = [None] * len(parts) if right is None else right.chunk(self._workers)
         self.student.training = True
+        found = self._each(lambda part: self._gradients(part[0], part[1], len(x)), zip(parts, labels, strict=True))
+        self.student.training = False
+        for parameter, *gradients in zip(self.state.parameters(), *(g for _, g in found), strict=True):
+            given = [g for g in gradients if g is not None]
+            parameter.grad = torch.stack(given).sum(0) if len(given) > 1 else given[0] if given else None
+        self._optimizer.step()
+        return sum(loss for loss, _ in found)
+
+    def _gradients(
+        self, x: torch.Tensor, right: torch.Tensor | None, batch: int
+    ) -> tuple[float, tuple[torch.Tensor | None, ...]]:
+        """What a part of a batch adds to the loss of the whole, and to its gradients, in the order of parameters."""
+        recipe = self.recipe
+        compared = recipe.teacher or (recipe.blocks and self.taps)
         with self._precision():
             with torch.no_grad():
                 theirs = self.teacher.run(x) if compared else {}
@@ -144,23 +180,15 @@ class Training:
         if recipe.blocks and self.taps:
             loss = loss + recipe.blocks * block_error([ours[n] for n in self.taps], [theirs[n] for n in self.taps])
         if recipe.labels:
-            assert self.labels is not None
-            right = self.labels[torch.from_numpy(positions).to(self.device)]
+            assert right is not None
             loss = loss + recipe.labels * F.cross_entropy(predicted, right)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self.student.training = False
-        return float(loss.detach())
+        loss = loss * (len(x) / batch)
+        return float(loss.detach()), torch.autograd.grad(loss, self.state.parameters(), allow_unused=True)
 
     def evaluate(self) -> tuple[float, float]:
         """(percent right, minus loss) on held-out images: by the labels where they count more than the teacher."""
-        recipe, held = self.recipe, self._held
-        found = []
-        with torch.no_grad():
-            for x in _chunks(held.store, recipe.batch):
-                found.append(scores(self.student.run(x)[self.names[0]]))
-        ours = torch.cat(found)
+        held = self._held
+        ours = self._answers(self.student, self.names[0], held.store)
         if self.by_labels:
             assert held.labels is not None
             return 100 * float((ours.argmax(1) == held.labels).float().mean()), -float(
@@ -212,6 +240,9 @@ class Training:
                 result.ended = "time" if schedule.out_of_time else "budget"
         except KeyboardInterrupt:
             result.ended = "interrupted"
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
         self.state.restore(saved)
         result.planned = schedule.repeating
         result.seconds = time.monotonic() - began
@@ -228,6 +259,5 @@ def _after(budget: Budget, seconds: float) -> Budget:
     return budget if budget.minutes is None else Budget(max(budget.minutes - seconds / 60, 1e-6))
 
 
-def _chunks(store: ImageStore, size: int) -> Iterator[torch.Tensor]:
-    for start in range(0, len(store), size):
-        yield store.plain(start, min(start + size, len(store)))
+def _alone() -> None:
+    torch.set_num_threads(1)

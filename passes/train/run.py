@@ -33,7 +33,9 @@ def train(options: Distill, model: Model, ctx: Context, minutes: float) -> PassR
     images, held_out = _images(options, ctx)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.deterministic = True
-    with _threads(options.threads) as threads, kept_memory():
+    # Batch norms that follow the batches must see each as a whole, and a GPU takes all of it.
+    whole = device.type == "cuda" or options.norms == "live"
+    with _threads(options.threads, whole) as threads, kept_memory():
         taps = common(model, ctx.reference) if options.blocks else []
         names = logits(model), logits(ctx.reference)
         teacher = Executor(ctx.reference, taps=[names[1], *taps], device=device)
@@ -51,7 +53,9 @@ def train(options: Distill, model: Model, ctx: Context, minutes: float) -> PassR
         recipe = _recipe(options, student, device)
         torch.manual_seed(ctx.seed)
         rng = ctx.rng(f"{options.name}.images")
-        training = Training(student, teacher, names, taps, store, held, recipe, rng, ctx.progress)
+        training = Training(
+            student, teacher, names, taps, store, held, recipe, rng, ctx.progress, 1 if whole else threads
+        )
         given = options.steps is not None
         budget = Budget(None if given else options.minutes or minutes, options.steps, options.stop)
         result = training.fit(budget)
@@ -123,12 +127,12 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 @contextmanager
-def _threads(wanted: int) -> Iterator[int]:
+def _threads(wanted: int, inside: bool) -> Iterator[int]:
+    """How many threads compute; ``inside``: of each operator, which else takes one."""
     before = torch.get_num_threads()
-    count = (
-        wanted or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else wanted or os.cpu_count() or 1
-    )
-    torch.set_num_threads(count)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = wanted or cores
+    torch.set_num_threads(count if inside else 1)
     try:
         yield count
     finally:
