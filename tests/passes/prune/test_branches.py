@@ -7,9 +7,12 @@ import pytest
 from small_graphs import HEAD, build
 
 from graphopt import Model
+from graphopt.analysis.cost import with_batch
 from graphopt.analysis.labels import Labels, propagate
 from graphopt.passes.prune import Prune
 from graphopt.passes.prune.curves import allowed
+from graphopt.passes.prune.latency import LatencyModel, timed_counts
+from graphopt.passes.prune.layers import stretches
 from graphopt.passes.prune.proof import check, masked
 from graphopt.passes.prune.surgery import remove
 from graphopt.pipeline import Registry
@@ -179,3 +182,26 @@ def test_counts_suit_int8_kernels_where_quantize_follows(context):
     for later in ("quantize", "eliminate,quantize"):
         assert not any(k % 16 for k in counts(f"prune{{macs=0.6}},{later}"))
     assert counts("prune{macs=0.6,multiple=8},quantize") == counts("prune{macs=0.6}")
+
+
+def test_layers_of_a_branch_that_is_gone_take_no_time():
+    model = build(PLAIN + HEAD, WEIGHTS)
+    labels = propagate(model)
+    layers = stretches(with_batch(model, 1), labels, labels.families)
+    sizes = np.array([f.groups.size for f in labels.families])
+    inner = sizes.tolist().index(8)
+    counts = [timed_counts(allowed(f, 4, 0.25), f.groups.size) for f in labels.families]
+    assert counts[inner].tolist() == [8, 4, 0]
+    asked = []
+
+    def time(layer):
+        asked.append(layer)
+        return 1.0 + sum(float(np.prod(o.shape)) for step in layer.steps for o in step.operands[1:2] if o is not None)
+
+    costs = LatencyModel(layers, counts, sizes, 5000.0, time)
+    assert all(min(o.shape, default=1) > 0 for x in asked for step in x.steps for o in step.operands if o is not None)
+    kept = np.repeat(sizes[None], 3, axis=0)
+    kept[:, inner] = [8, 4, 0]
+    whole, half, none = costs(kept)
+    gone = sum(time(layer.at(sizes)) for layer in layers if inner in layer.families)
+    assert whole == pytest.approx(5000.0) and none == pytest.approx(5000.0 - gone) and none < half < whole
