@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -62,7 +63,16 @@ class Header:
         return twin
 
 
-def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> tuple[gs.Graph, Header, Blueprint]:
+class Imported(NamedTuple):
+    """The graph of a proto, and ``named``: its tensors by name, those of subgraphs left out."""
+
+    graph: gs.Graph
+    header: Header
+    blueprint: Blueprint
+    named: dict[str, gs.Tensor]
+
+
+def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> Imported:
     """Import a proto. Raises ModelError, naming the node, for what the IR cannot hold, UnicodeDecodeError for names.
 
     The proto must not be changed afterwards.
@@ -102,12 +112,12 @@ def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> tu
         header.inner_initializers.update(t.values.name for t in sub.sparse_initializer)
     blueprint = Blueprint(proto)
     try:
-        graph = blueprint.build()
+        graph, named = blueprint.build_named()
     except (ModelError, UnicodeDecodeError):
         raise
     except Exception as error:
         raise ModelError(f"the model's graph cannot be imported: {error}") from error
-    return graph, header, blueprint
+    return Imported(graph, header, blueprint, named)
 
 
 class Blueprint:
@@ -118,11 +128,15 @@ class Blueprint:
 
     def build(self) -> gs.Graph:
         """A new graph, every node of which has a name."""
-        graph = import_graph(self.proto, self._values)
+        return self.build_named()[0]
+
+    def build_named(self) -> tuple[gs.Graph, dict[str, gs.Tensor]]:
+        """The same, and its tensors by name, those of subgraphs left out."""
+        graph, named = import_graph(self.proto, self._values)
         for function, written in zip(graph.functions, self.proto.functions, strict=True):
             _finish_function(function, written)
         _name_nodes(graph)
-        return graph
+        return graph, named
 
 
 def _finish_function(function: gs.Function, proto: onnx.FunctionProto) -> None:
@@ -191,6 +205,7 @@ def _refuse_unreadable(proto: onnx.ModelProto, contents: Contents) -> None:
         if len(keep) != len(graph.value_info):
             del graph.value_info[:]
             graph.value_info.extend(keep)
+            contents.altered = True
     for sub in contents.graphs[1:]:
         for value in [*sub.input, *sub.output]:
             kind = value.type.WhichOneof("value") or (

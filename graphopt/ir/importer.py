@@ -60,17 +60,21 @@ def dtype_of(kind: int) -> object:
     return get_onnx_tensor_dtype(TensorProto(data_type=kind))
 
 
-def import_graph(proto: onnx.ModelProto, values: Values) -> gs.Graph:
-    """Import the main graph of a proto, with its subgraphs and functions."""
+def import_graph(proto: onnx.ModelProto, values: Values) -> tuple[gs.Graph, _Tensors]:
+    """Import the main graph of a proto, with its subgraphs and functions.
+
+    Returns it with all tensors that it names by their names, those of subgraphs left out.
+    """
     opset, domains = OnnxImporter.get_opset(proto), proto.opset_import
     functions = [
         OnnxImporter.import_function(f, model_opset=opset, model_import_domains=domains) for f in proto.functions
     ]
     builder = _Builder(values, opset, domains)
-    graph = builder.graph(proto.graph, {}, functions)
+    named: _Tensors = {}
+    graph = builder.graph(proto.graph, {}, functions, named)
     graph.producer_name, graph.producer_version = proto.producer_name, proto.producer_version
     graph.ir_version = proto.ir_version
-    return graph
+    return graph, named
 
 
 class _Builder:
@@ -78,15 +82,25 @@ class _Builder:
         self._values, self._opset, self._domains = values, opset, domains
         self._has_subgraphs = False
 
-    def graph(self, proto: onnx.GraphProto, outer: _Tensors, functions: Sequence[object] = ()) -> gs.Graph:
-        own: _Tensors = {}
+    def graph(
+        self,
+        proto: onnx.GraphProto,
+        outer: _Tensors,
+        functions: Sequence[object] = (),
+        named: _Tensors | None = None,
+    ) -> gs.Graph:
+        """Import a graph. ``named`` is filled with its tensors."""
+        own: _Tensors = {} if named is None else named
+        weights = set()
         for tensor in proto.initializer:
-            if tensor.name not in own and tensor.name not in outer:
-                own[tensor.name] = self._constant(tensor.name, tensor)
+            name = tensor.name
+            weights.add(name)
+            if name not in own and name not in outer:
+                own[name] = self._constant(name, tensor)
         for sparse in proto.sparse_initializer:
             if sparse.values.name not in own and sparse.values.name not in outer:
                 own[sparse.values.name] = self._constant(sparse.values.name, sparse)
-        weights = {t.name for t in proto.initializer} | {t.values.name for t in proto.sparse_initializer}
+        weights.update([t.values.name for t in proto.sparse_initializer])
         for value in proto.value_info:
             self._describe(value, own, outer)
         inputs = [_interface(v, own) for v in proto.input if v.name not in weights]
@@ -142,11 +156,13 @@ class _Builder:
                 if name:
                     own[name] = tensor
             outputs.append(tensor)
+        op, title = proto.op_type, proto.name
         domain = proto.domain if proto.HasField("domain") else None
-        for text in (proto.op_type, proto.name, domain, *attrs):
-            if type(text) is bytes:
-                _refuse(text)
-        return new_node(proto.op_type, proto.name, attrs, inputs, outputs, domain)
+        if not type(op) is type(title) is str or domain or attrs:
+            for text in (op, title, domain, *attrs):
+                if type(text) is bytes:
+                    _refuse(text)
+        return new_node(op, title, attrs, inputs, outputs, domain)
 
     def _attribute(self, attr: AttributeProto, own: _Tensors, outer: _Tensors) -> object:
         kind = attr.type
@@ -176,6 +192,22 @@ def _interface(value: onnx.ValueInfoProto, own: _Tensors) -> gs.Tensor:
 
 
 # --- objects of graphsurgeon, made without its constructors ------------------------------------------------------
+#
+# Its classes intercept every assignment to an attribute, and its lists take three calls to be made.
+
+
+class _Outward(SynchronizedList):
+    """What a node reads or what writes a tensor: the other side lists this under its outputs."""
+
+    __init__ = list.__init__  # type: ignore[assignment]
+    field_name = "outputs"
+
+
+class _Inward(SynchronizedList):
+    """What a node writes or what reads a tensor: the other side lists this under its inputs."""
+
+    __init__ = list.__init__  # type: ignore[assignment]
+    field_name = "inputs"
 
 
 def new_described(value: onnx.ValueInfoProto) -> gs.Variable:
@@ -201,10 +233,12 @@ def new_variable(name: str, dtype: object = None, shape: list[int | str | None] 
     """A variable that nothing writes or reads yet."""
     if type(name) is bytes:
         _refuse(name)
-    tensor = gs.Variable.__new__(gs.Variable)
+    tensor = _new(gs.Variable)
+    writers, readers = _Outward(), _Inward()
+    writers.parent_obj = readers.parent_obj = tensor
     _set(tensor, "name", name)
-    _set(tensor, "inputs", _links(tensor, "outputs"))
-    _set(tensor, "outputs", _links(tensor, "inputs"))
+    _set(tensor, "inputs", writers)
+    _set(tensor, "outputs", readers)
     _set(tensor, "dtype", dtype)
     _set(tensor, "shape", shape)
     _set(tensor, "type", "tensor_type")
@@ -217,10 +251,12 @@ def new_constant(
     """A constant that nothing reads yet."""
     if type(name) is bytes:
         _refuse(name)
-    tensor = gs.Constant.__new__(gs.Constant)
+    tensor = _new(gs.Constant)
+    writers, readers = _Outward(), _Inward()
+    writers.parent_obj = readers.parent_obj = tensor
     _set(tensor, "name", name)
-    _set(tensor, "inputs", _links(tensor, "outputs"))
-    _set(tensor, "outputs", _links(tensor, "inputs"))
+    _set(tensor, "inputs", writers)
+    _set(tensor, "outputs", readers)
     _set(tensor, "_values", values)
     _set(tensor, "data_location", data_location)
     _set(tensor, "_export_dtype", export_dtype)
@@ -236,16 +272,15 @@ def new_node(
     domain: str | None = None,
 ) -> gs.Node:
     """A node, with the lists of its tensors' readers and writers kept in step."""
-    node = gs.Node.__new__(gs.Node)
-    reads, writes = _links(node, "outputs"), _links(node, "inputs")
+    node = _new(gs.Node)
+    reads, writes = _Outward(inputs), _Inward(outputs)
+    reads.parent_obj = writes.parent_obj = node
     _set(node, "op", op)
     _set(node, "name", name)
     _set(node, "attrs", attrs)
     _set(node, "inputs", reads)
     _set(node, "outputs", writes)
     _set(node, "domain", domain)
-    _extend(reads, inputs)
-    _extend(writes, outputs)
     for tensor in inputs:
         _append(tensor.outputs, node)
     for tensor in outputs:
@@ -258,10 +293,4 @@ def _refuse(text: bytes) -> None:
     text.decode()
 
 
-_append, _extend, _set = list.append, list.extend, object.__setattr__
-
-
-def _links(owner: object, field: str) -> SynchronizedList:
-    links = SynchronizedList.__new__(SynchronizedList)
-    links.parent_obj, links.field_name = owner, field
-    return links
+_append, _new, _set = list.append, object.__new__, object.__setattr__

@@ -25,7 +25,7 @@ from graphopt.ir.contents import Contents
 from graphopt.ir.convert import import_model
 from graphopt.ir.limits import check_claims
 from graphopt.ir.model import Model, Source
-from graphopt.ir.shapes import infer_original, infer_shapes, light_copy
+from graphopt.ir.shapes import infer_original, infer_shapes, is_light, light_copy, serialized
 from graphopt.ir.verify import verify_input
 
 OLDEST_OPSET = 7
@@ -63,18 +63,19 @@ def _load(path: Path) -> Model:
         check_claims(proto, contents)
         source = Source(str(path), digest, outside)
         external.inline_small(proto, contents, path.parent)
-        graph, header, blueprint = import_model(proto, contents)
-        model = Model(graph, header, source)
-        external.map_initializers(model.constants(), path.parent)
+        imported = import_model(proto, contents)
+        model = Model(imported.graph, imported.header, source)
+        if outside:
+            external.map_initializers(model.constants(), path.parent)
         verify_input(model, str(path))  # before the checker: it says more about structure
+        light = None if outside else data if is_light(proto) and not contents.altered else light_copy(proto)
         del data
-        light = None if outside else light_copy(proto)
-        _check(str(path) if light is None else light.SerializeToString(), path)
+        _check(str(path) if light is None else serialized(light), path)
         original = None
-        if light is None or proto.functions or blueprint.proto is not proto:
+        if light is None or proto.functions or imported.blueprint.proto is not proto:
             infer_shapes(model)
         else:
-            original = infer_original(graph, blueprint, light)
+            original = infer_original(imported, light)
             model.touch()
         model.mark_unchanged(original)
     except UnicodeDecodeError:

@@ -88,8 +88,8 @@ class Model:
 
         Raises ModelError for what the IR cannot represent.
         """
-        graph, header, _ = convert.import_model(proto)
-        return cls(graph, header, source)
+        imported = convert.import_model(proto)
+        return cls(imported.graph, imported.header, source)
 
     @classmethod
     def from_text(cls, text: str) -> Model:
