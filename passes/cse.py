@@ -24,6 +24,7 @@ class CommonSubexpressions(RewritePass):
 
     name = "cse"
     kind = Kind.EXACT
+    resumes = True
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         return (Rule("repeated_nodes", (), _Seen().merge, reach=1),)

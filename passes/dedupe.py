@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 from graphopt import Context, Kind, Model, Pass, PassResult
 from graphopt.ir.values import StoredValues, is_plain, is_sparse, nbytes, onnx_dtype, peek
 from graphopt.ir.view import is_standard, reads
+from graphopt.rewrite import Workbench
 
 _SAMPLE, _PLACES = 64, 4  # bytes at each place; places in a tensor
 
@@ -31,17 +32,37 @@ class Deduplicate(Pass):
         twins = dict(_twins(model, _bound(model)))
         if not twins:
             return PassResult(False)
-        removed: dict[str, int] = {}
-        with model.edit():
-            for graph in model.graphs():
-                for node in graph.nodes:
-                    for k, tensor in enumerate(node.inputs):
-                        keep = twins.get(id(tensor))
-                        if keep is not None:
-                            if tensor.name != keep.name:  # else a subgraph's view of the same one
-                                removed[tensor.name] = nbytes(tensor)
-                            node.inputs[k] = keep
+        bench = Workbench.of(model, model.graph)
+        rewire = _rewire_all if bench.has_subgraphs else _rewire
+        removed = rewire(bench, twins)
         return PassResult(True, {"initializers": len(removed), "bytes": sum(removed.values())})
+
+
+def _rewire(bench: Workbench, twins: Mapping[int, gs.Constant]) -> dict[str, int]:
+    """Let what reads a twin read the one that is kept: the bytes of those that went, by name."""
+    bench.begin(reach=0)
+    removed: dict[str, int] = {}
+    for tensor in [t for n in bench.nodes() for t in n.inputs if id(t) in twins]:
+        if tensor.name not in removed:
+            removed[tensor.name] = nbytes(tensor)
+            bench.replace_reads(tensor, twins[id(tensor)])
+    bench.finish()
+    return removed
+
+
+def _rewire_all(bench: Workbench, twins: Mapping[int, gs.Constant]) -> dict[str, int]:
+    """The same in a graph and its subgraphs."""
+    removed: dict[str, int] = {}
+    with bench.model.edit():
+        for graph in bench.model.graphs():
+            for node in graph.nodes:
+                for k, tensor in enumerate(node.inputs):
+                    keep = twins.get(id(tensor))
+                    if keep is not None:
+                        if tensor.name != keep.name:  # else a subgraph's view of the same one
+                            removed[tensor.name] = nbytes(tensor)
+                        node.inputs[k] = keep
+    return removed
 
 
 def _bound(model: Model) -> set[str]:

@@ -16,6 +16,11 @@ from graphopt.rewrite.operands import constant_slices
 from graphopt.rewrite.shapes import equal_shapes, known, spread
 
 _IDEMPOTENT = ("Relu", "Abs", "Ceil", "Floor", "Round", "Sign")  # doing it again changes nothing
+# Operators that have outputs that may be left out, in some version; a test holds this to the standard.
+OPTIONAL_OUTPUTS = (
+    *("Attention", "BatchNormalization", "Dropout", "GRU", "LSTM", "LayerNormalization", "MaxPool", "RNN"),
+    *("SoftmaxCrossEntropyLoss", "Unique"),
+)
 _NEUTRAL = {"Add": 0, "Sub": 0, "Mul": 1, "Div": 1, "Pow": 1, "Or": False, "And": True}
 
 
@@ -29,9 +34,11 @@ class Eliminate(RewritePass):
 
     name = "eliminate"
     kind = Kind.EXACT
+    resumes = True
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         return (
+            Rule("dead_outputs", OPTIONAL_OUTPUTS, drop_dead_outputs),
             Rule("identities", ("Identity",), bypass),
             Rule("dropouts", ("Dropout",), remove_dropout),
             Rule("casts", ("Cast", "CastLike"), remove_cast),
@@ -43,7 +50,6 @@ class Eliminate(RewritePass):
             Rule("slices", ("Slice",), remove_slice),
             Rule("splits", ("Split",), remove_split),
             Rule("repetitions", _IDEMPOTENT, remove_repetition),
-            Rule("dead_outputs", (), drop_dead_outputs),
         )
 
 

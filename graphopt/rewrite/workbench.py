@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -26,6 +28,18 @@ from graphopt.rewrite.shapes import known
 Step = Callable[["Workbench", gs.Node], str | None]
 
 
+@dataclass
+class Memory:
+    """What a pass leaves on a workbench for its next run there."""
+
+    owner: object
+    scope: object  # what else it worked with
+    table: Any  # its rules
+    seen: int  # entries of the journal that it knows
+    skipped: dict[int, dict[int, Skipped]]
+    notes: dict[str, Any]  # its own
+
+
 class Workbench(Index):
     """A graph of a model, prepared for rules that rewrite one node at a time.
 
@@ -35,16 +49,17 @@ class Workbench(Index):
 
     def __init__(self, model: Model, graph: gs.Graph | None = None, reach: int = 2) -> None:
         super().__init__(model, graph)
-        self._begin(reach)
+        self._journal: list[gs.Node] = []  # nodes at which something has changed, in order
+        self._memories: dict[int, Memory] = {}  # by the id of the pass
+        self.begin(reach)
 
     @classmethod
-    def of(cls, model: Model, graph: gs.Graph, reach: int) -> Workbench:
+    def of(cls, model: Model, graph: gs.Graph) -> Workbench:
         """A workbench for one pass. That of the pass before serves again where the model is as it left it."""
         kept = cls.kept(model)
         if kept is not None and kept.graph is graph:
-            kept._begin(reach)
             return kept
-        bench = cls(model, graph, reach)
+        bench = cls(model, graph)
         if graph is model.graph and not bench.has_subgraphs:
             model.workbench = bench
         return bench
@@ -55,18 +70,76 @@ class Workbench(Index):
         kept = model.workbench
         return kept if isinstance(kept, Workbench) and kept._revision == model.revision else None
 
-    def _begin(self, reach: int) -> None:
+    def begin(self, reach: int, wanted: Collection[str] | None = None) -> None:
+        """Start the work of a pass. ``wanted``: the operators that its rules start at, if not all."""
         self.changed = False
         self.edits = 0
-        self.reach = reach
+        self.reach, self.wanted = reach, wanted
         self.counts: Counter[str] = Counter()
         self._skipped: dict[int, dict[int, Skipped]] = {}
         self.rule: object = None  # what is at work: reasons belong to it, and it takes only its own back
+        # Ids of nodes, some of them gone, to look at again; None: no node was looked at before.
+        self.resumed: set[int] | None = None
+        self.notes: dict[str, Any] = {}  # what the pass wants to find here on its next run
         self._pending: deque[gs.Node] = deque()
         self._queued: set[int] = set()
         self._touched: dict[int, gs.Tensor] = {}  # whose readers or producer changed
         self._stale: dict[int, gs.Node] = {}  # whose output shapes may be known better now
         self._revision = self.model.revision
+
+    # --- from one run of a pass to its next ------------------------------------------------------------------
+
+    def recall(self, owner: object, scope: object) -> Memory | None:
+        """What a pass has left here, if so little has changed since that looking there is less than looking at all."""
+        found = self._memories.get(id(owner))
+        if found is None or found.owner is not owner or found.scope is not scope:
+            return None
+        changes, most = len(self._journal) - found.seen, len(self._alive) // 3
+        if changes > most:  # many of them may be at the same nodes
+            changes = len({id(n) for n in self._journal[found.seen :]}) if changes <= 20 * most else changes
+        return found if changes <= most else None
+
+    def remember(self, owner: object, scope: object, table: object) -> None:
+        """Keep what a pass has found out; its rules must have no work left."""
+        self._memories[id(owner)] = Memory(owner, scope, table, len(self._journal), self._skipped, self.notes)
+
+    def resume(self, memory: Memory) -> None:
+        """Look only at nodes around which something has changed since a pass was here last."""
+        around = self._around(memory.seen)
+        self.resumed = {*around, *map(id, self._journal[memory.seen :])}
+        self.notes = memory.notes
+        # What a pass says when its rules are done, it says anew.
+        self._skipped = {
+            key: {rule: said for rule, said in reasons.items() if rule != id(memory.owner)}
+            for key, reasons in memory.skipped.items()
+            if key not in around and key in self._alive
+        }
+        self._push_some(around)
+
+    def _around(self, since: int) -> dict[int, gs.Node]:
+        """Nodes that have changed since an entry of the journal, those above, and as many levels below as rules reach."""
+        alive, producer = self._alive, self._producer
+        level = {id(n): n for n in self._journal[since:]}
+        for node in list(level.values()):
+            above = [producer.get(t.name) for t in node.inputs]
+            level.update((id(n), n) for n in above if n is not None)
+        found = {key: n for key, n in level.items() if key in alive}
+        level = found
+        for _ in range(self.reach + 1):
+            below: dict[int, gs.Node] = {}
+            for node in level.values():
+                for tensor in node.outputs:
+                    below.update(self._readers.get(tensor.name, ()))
+            level = {key: n for key, n in below.items() if key not in found}
+            found = {**found, **level}
+        return found
+
+    def _push_some(self, nodes: dict[int, gs.Node]) -> None:
+        """Look at those of the nodes that a rule starts at, and at all whose outputs nobody reads."""
+        self._idle = {key: n for key, n in self._idle.items() if not self.is_read(n)}
+        wanted = self.wanted
+        found = {key: n for key, n in nodes.items() if wanted is None or n.op in wanted}
+        self.push(sorted({**found, **self._idle}.values(), key=self.position))
 
     # --- the worklist ---------------------------------------------------------------------------------------
 
@@ -79,18 +152,39 @@ class Workbench(Index):
                 queued.add(key)
                 pending.append(node)
 
+    def _look(self, node: gs.Node) -> None:
+        """Look again at a node at which something has changed."""
+        self._journal.append(node)
+        key = id(node)
+        if key not in self._queued and key in self._alive:
+            self._queued.add(key)
+            self._pending.append(node)
+
     def push_below(self, node: gs.Node) -> None:
         """Look again at a node and at the nodes whose rules may reach up to it."""
-        readers = self._readers
-        level = {id(node): node}
-        for _ in range(self.reach + 1):
-            fresh = [n for key, n in level.items() if key in self._alive]
-            self.push(fresh)
-            level = {}
-            for tensor in [t for n in fresh for t in n.outputs]:
-                level.update(readers.get(tensor.name, ()))
-            if not level:
+        key = id(node)
+        if key not in self._alive:
+            return
+        self._journal.append(node)
+        queued, pending, readers, wanted = self._queued, self._pending, self._readers, self.wanted
+        if key not in queued:
+            queued.add(key)
+            pending.append(node)
+        level: Iterable[gs.Node] = (node,)
+        for _ in range(self.reach):
+            below: dict[int, gs.Node] = {}
+            for above in level:
+                for tensor in above.outputs:
+                    found = readers.get(tensor.name)
+                    if found:
+                        below.update(found)
+            if not below:
                 break
+            for key, reader in below.items():
+                if key not in queued and (wanted is None or reader.op in wanted):
+                    queued.add(key)
+                    pending.append(reader)
+            level = below.values()
 
     def drain(self, rules: dict[str, list[tuple[str, Step]]], always: list[tuple[str, Step]]) -> None:
         """Apply rules until no node waits: ``always`` to every node, ``rules`` by operator to standard ones.
@@ -116,16 +210,15 @@ class Workbench(Index):
                 if key not in alive:
                     break
 
-    def push_all(self, ops: Collection[str]) -> None:
-        """Look at every node of these operators (none: of all), and at nodes whose outputs nobody reads."""
-        if not ops:
+    def push_all(self) -> None:
+        """Look at every node that a rule starts at, and at nodes whose outputs nobody reads."""
+        if self.wanted is None:
             self.push(self.nodes())
             return
-        self._idle = {key: n for key, n in self._idle.items() if not self.is_read(n)}
-        found = dict(self._idle)
-        for op in ops:
-            found.update(self._by_op.get(op, {}))
-        self.push(sorted(found.values(), key=self.position))
+        found: dict[int, gs.Node] = {}
+        for op in self.wanted:
+            found.update(self._by_op.get(op, ()))
+        self._push_some(found)
 
     def _apply(self, name: str, step: Step, node: gs.Node) -> None:
         before, self.rule, op = self.edits, step, node.op
@@ -232,7 +325,7 @@ class Workbench(Index):
         self._producer.pop(tensor.name, None)
         self._idle[id(node)] = node
         self._touched[id(tensor)] = tensor
-        self.push([node])
+        self._look(node)
         self._mark(node)
 
     def splice(self, node: gs.Node, body: gs.Graph) -> None:
@@ -311,11 +404,12 @@ class Workbench(Index):
             if tensor.name:
                 self._producer[tensor.name] = node
                 self._touched[id(tensor)] = tensor
-        self.push([node])
+        self._look(node)
         self._mark(node)
 
     def remove(self, node: gs.Node) -> None:
         del self._alive[id(node)]
+        self._journal.append(node)
         self._by_op.get(node.op, {}).pop(id(node), None)
         self._idle.pop(id(node), None)
         self._moved = True
@@ -417,6 +511,7 @@ class Workbench(Index):
             infer_node(self.model, node)
             for tensor, was in zip(node.outputs, before, strict=True):
                 if _known(tensor) != was:
+                    self._journal.extend([node, *self.readers(tensor)])
                     self.push([node, *self.readers(tensor)])
                     for reader in self.readers(tensor):
                         heappush(heap, (self.position(reader), id(reader)))
@@ -488,7 +583,7 @@ class Workbench(Index):
         # The producer may be dead now, and the last reader may now have the tensor to itself.
         producer = self._producer.get(tensor.name)
         if producer is not None:
-            self.push([producer])
+            self._look(producer)
             if not left:
                 self._idle[id(producer)] = producer
         if len(left) == 1:

@@ -27,6 +27,7 @@ class Fold(RewritePass):
 
     name = "fold"
     kind = Kind.EXACT
+    resumes = True
     budget: int | None = option(
         None,
         "Bytes that folding one constant subgraph may add to the file, beyond the initializers that it frees "

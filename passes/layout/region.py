@@ -38,6 +38,7 @@ class Region:
     nodes: dict[int, gs.Node] = field(default_factory=dict)
     plans: dict[int, Plan] = field(default_factory=dict)
     blocked: dict[int, tuple[gs.Node, str]] = field(default_factory=dict)
+    near: set[int] = field(default_factory=set)  # ids of all nodes that write or read its tensors
     end: str = ""  # the first end of the graph that it reaches, in words
 
     def why(self) -> str:
@@ -80,6 +81,7 @@ def explore(bench: Workbench, tensor: gs.Tensor, form: Axes) -> Region:
         if bench.is_output(tensor):
             region.end = region.end or f"{tensor.name!r} is an output of the graph"
         for node, reads in around:
+            region.near.add(id(node))
             if id(node) in region.plans or id(node) in region.blocked or transposition(bench, node) is not None:
                 continue
             index = next(i for i, t in enumerate(node.inputs if reads else node.outputs) if t.name == tensor.name)
