@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt import Context, Kind, Model, Pass, PassResult
-from graphopt.ir.values import StoredValues, is_plain, is_sparse, nbytes, onnx_dtype, peek
+from graphopt.ir.values import StoredValues, is_plain, nbytes, onnx_dtype, peek
 from graphopt.ir.view import is_standard, reads
 from graphopt.rewrite import Workbench
 
@@ -70,7 +70,7 @@ def _bound(model: Model) -> set[str]:
     names = {t.name for g in model.graphs() for t in (*g.outputs, *g.inputs)} | set(model.header.inner_initializers)
     for graph in model.graphs():
         for node in graph.nodes:
-            if not is_standard(node):
+            if node.domain and not is_standard(node):
                 names.update(reads(node))
     return names
 
@@ -80,7 +80,7 @@ def _twins(model: Model, bound: set[str]) -> Iterator[tuple[int, gs.Constant]]:
 
     Only what shares type and shape with another is read, first a few bytes of it, and all of it where those are equal.
     """
-    found = [[c for c in model.constants() if c.name not in bound and is_plain(c) and not is_sparse(c)]]
+    found = [[c for c in model.constants() if c.name not in bound and is_plain(c)]]
     for key in (lambda c: (onnx_dtype(c), tuple(c.shape)), _sample, _digest):
         found = [part for group in found for part in _groups(group, key)]
     for first, *others in found:
@@ -91,7 +91,12 @@ def _groups(constants: list[gs.Constant], key: Callable[[gs.Constant], Hashable]
     """Those with equal keys, where there are several, in their order."""
     alike: dict[Hashable, list[gs.Constant]] = {}
     for constant in constants:
-        alike.setdefault(key(constant), []).append(constant)
+        mark = key(constant)
+        known = alike.get(mark)
+        if known is None:
+            alike[mark] = [constant]
+        else:
+            known.append(constant)
     return [group for group in alike.values() if len(group) > 1]
 
 
@@ -103,6 +108,8 @@ def _sample(constant: gs.Constant) -> bytes:
     values = constant._values
     raw = values.tensor.raw_data if isinstance(values, StoredValues) else b""
     data = raw or _bytes(constant).data
+    if len(data) <= _PLACES * _SAMPLE:
+        return bytes(data)
     places = range(0, len(data), max(len(data) // _PLACES, _SAMPLE))
     return b"".join([data[p : p + _SAMPLE] for p in places])
 

@@ -201,8 +201,8 @@ def _refuse_unreadable(proto: onnx.ModelProto, contents: Contents) -> None:
             )
     for graph in (*contents.graphs, *contents.inner):
         # Types other than tensors carry no shapes that the passes could use, and graphsurgeon cannot write them.
-        keep = [v for v in graph.value_info if v.type.HasField("tensor_type")]
-        if len(keep) != len(graph.value_info):
+        if not all(v.type.HasField("tensor_type") for v in graph.value_info):
+            keep = [v for v in graph.value_info if v.type.HasField("tensor_type")]
             del graph.value_info[:]
             graph.value_info.extend(keep)
             contents.altered = True
@@ -216,14 +216,19 @@ def _refuse_unreadable(proto: onnx.ModelProto, contents: Contents) -> None:
     for value in [*proto.graph.input, *proto.graph.output]:
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"graph input or output {value.name!r} is not a tensor")
+    sound: set[bytes] = set()  # many tensors are of one type
     for graph in contents.graphs:
         for value in [*graph.input, *graph.output, *graph.value_info]:
+            key = value.type.SerializeToString()
+            if key in sound:
+                continue
             # protobuf gives text that is not UTF-8 as bytes
             if any(isinstance(dim.dim_param, bytes) for dim in value.type.tensor_type.shape.dim):
                 raise ModelError(f"a dimension of {value.name!r} has a name that is not UTF-8 text")
             kind = value.type.tensor_type.elem_type
             if value.type.HasField("tensor_type") and kind not in _KINDS:
                 raise ModelError(f"{value.name!r} has the data type {kind}, which does not exist")
+            sound.add(key)
 
 
 def _name_nodes(graph: gs.Graph) -> None:

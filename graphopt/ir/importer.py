@@ -81,6 +81,7 @@ class _Builder:
     def __init__(self, values: Values, opset: int | None, domains: Sequence[onnx.OperatorSetIdProto]) -> None:
         self._values, self._opset, self._domains = values, opset, domains
         self._has_subgraphs = False
+        self._types: dict[bytes, tuple[object, list[int | str | None] | None]] = {}  # many tensors are of one
 
     def graph(
         self,
@@ -131,11 +132,22 @@ class _Builder:
         known = own.get(value.name)
         if known is None:
             if value.name not in outer:
-                own[value.name] = new_described(value)
+                own[value.name] = self._new_described(value)
         elif isinstance(known, gs.Variable):
             more = new_described(value)
             known.dtype = known.dtype or more.dtype
             known.shape = known.shape or more.shape
+
+    def _new_described(self, value: onnx.ValueInfoProto) -> gs.Variable:
+        kind = value.type
+        if not kind.HasField("tensor_type"):
+            return new_described(value)
+        key = kind.SerializeToString()
+        found = self._types.get(key)
+        if found is None:
+            found = self._types[key] = described(kind.tensor_type)
+        dtype, shape = found
+        return new_variable(value.name, dtype, None if shape is None else shape.copy())
 
     def _node(self, proto: onnx.NodeProto, own: _Tensors, outer: _Tensors) -> gs.Node:
         attrs: dict[str, object] = {}
@@ -215,9 +227,13 @@ def new_described(value: onnx.ValueInfoProto) -> gs.Variable:
     kind = value.type
     if not kind.HasField("tensor_type"):  # those of subgraphs may say nothing, or be of another kind
         return OnnxImporter.import_tensor(value)
-    tensor = kind.tensor_type
+    return new_variable(value.name, *described(kind.tensor_type))
+
+
+def described(tensor: onnx.TypeProto.Tensor) -> tuple[object, list[int | str | None] | None]:
+    """The dtype and the shape of a tensor type."""
     shape = shape_of(tensor) if tensor.HasField("shape") else None
-    return new_variable(value.name, dtype_of(tensor.elem_type) if tensor.elem_type else 0, shape)
+    return dtype_of(tensor.elem_type) if tensor.elem_type else 0, shape
 
 
 def shape_of(tensor: onnx.TypeProto.Tensor) -> list[int | str | None]:

@@ -64,6 +64,7 @@ class Model:
         self._names: set[str] | None = None
         self._captured: tuple[int, frozenset[str]] | None = None
         self.workbench: object = None  # what the last rewriting pass has found out, for the next one
+        self.flat: int | None = None  # the revision at which the graph is known to have no subgraphs
         self._as_read: int | None = None
         self._original: Original | None = None  # from which the graph of an unchanged model can be built again
 
@@ -136,6 +137,7 @@ class Model:
     @contextmanager
     def edit(self) -> Iterator[gs.Graph]:
         """The way to change the graph: the revision moves when the block ends, even by an exception."""
+        self.flat = None
         try:
             yield self.graph
         finally:
@@ -210,7 +212,7 @@ class Model:
 
     def graphs(self) -> Iterator[gs.Graph]:
         """The main graph, then every subgraph (bodies of local functions are not included)."""
-        return all_graphs(self.graph)
+        return iter((self.graph,)) if self.flat == self.revision else all_graphs(self.graph)
 
     def constants(self, graphs: Iterable[gs.Graph] | None = None) -> Iterator[gs.Constant]:
         """Every initializer once, in order of first use, those of subgraphs included.
@@ -236,11 +238,17 @@ class Model:
     def is_output(self, tensor: gs.Tensor) -> bool:
         return any(tensor is out for out in self.graph.outputs)
 
-    def fingerprint(self, graphs: Iterable[gs.Graph] | None = None) -> int:
+    def fingerprint(self) -> int:
         """A number that changes when the structure or the identity of a weight array does. Linear, cheap."""
+        return self.survey()[0]
+
+    def survey(self) -> tuple[int, list[gs.Constant], int]:
+        """The fingerprint, every initializer as ``constants`` gives them, and the number of nodes, in one walk."""
         parts: list[object] = [self.opset, tuple(sorted(self.metadata.items()))]
         constants: dict[int, gs.Constant] = {}
-        for graph in self.graphs() if graphs is None else graphs:
+        nodes = 0
+        for graph in self.graphs():
+            nodes += len(graph.nodes)
             for node in graph.nodes:
                 parts += (node.op, node.name, node.domain)
                 if node.attrs:
@@ -249,10 +257,13 @@ class Model:
                     parts.append(tensor.name)
                     if type(tensor) is gs.Constant:
                         constants[id(tensor)] = tensor
-                parts += [t.name for t in node.outputs]
-            parts.append(tuple([t.name for t in graph.inputs + graph.outputs]))
-            constants.update((id(t), t) for t in graph.outputs if isinstance(t, gs.Constant))
-        return hash((tuple(parts), tuple([identity(c._values) for c in constants.values()])))
+                for tensor in node.outputs:
+                    parts.append(tensor.name)
+            interface = graph.inputs + graph.outputs
+            parts.append(tuple([t.name for t in interface]))
+            constants.update((id(t), t) for t in interface if type(t) is gs.Constant)
+        weights = list(constants.values())
+        return hash((tuple(parts), tuple([identity(c._values) for c in weights]))), weights, nodes
 
     def _all_names(self) -> Iterator[str]:
         for graph in self.graphs():

@@ -24,14 +24,18 @@ _PLAIN = frozenset(
 )
 
 
+_PLAIN_KINDS = frozenset(map(type, _PLAIN))  # each type has a class of its own
 _STANDARD = (None, "", "ai.onnx")
 
 
 def plain_dtype(tensor: gs.Tensor) -> np.dtype | None:
     """The numpy type of a tensor, or None if it is unknown or numpy has no such type."""
-    if tensor.dtype is None or isinstance(tensor.dtype, int):
+    given = tensor._values.dtype if type(tensor) is gs.Constant else tensor.dtype
+    if type(given) is np.dtype or type(given) in _PLAIN_KINDS:
+        return given if given in _PLAIN else None
+    if given is None or isinstance(given, int):
         return None
-    dtype = np.dtype(tensor.dtype)
+    dtype = np.dtype(given)
     return dtype if dtype in _PLAIN else None
 
 
@@ -55,17 +59,28 @@ class Index:
         self._inputs = {t.name for t in self.graph.inputs}
         self._foreign: set[str] = set()
         self.has_subgraphs = any(node.attrs and subgraphs(node) for node in self.graph.nodes)
+        if not self.has_subgraphs and self.graph is model.graph:
+            model.flat = model.revision
         self._captured = set(_read_elsewhere(model, self.graph))
-        for node in self.graph.nodes:
-            self._by_op.setdefault(node.op, {})[id(node)] = node
+        by_op, readers, producer = self._by_op, self._readers, self._producer
+        for key, node in self._alive.items():
+            same = by_op.get(node.op)
+            if same is None:
+                by_op[node.op] = {key: node}
+            else:
+                same[key] = node
             for tensor in node.inputs:
-                if tensor.name:
-                    self._readers.setdefault(tensor.name, {})[id(node)] = node
+                name = tensor.name
+                known = readers.get(name)
+                if known is not None:
+                    known[key] = node
+                elif name:
+                    readers[name] = {key: node}
             for tensor in node.outputs:
                 if tensor.name:
-                    self._producer[tensor.name] = node
+                    producer[tensor.name] = node
         # Nodes whose outputs nobody may be reading: those that nobody does, and some more.
-        self._idle = {id(n): n for n in self.graph.nodes if not self.is_read(n)}
+        self._idle = {key: n for key, n in self._alive.items() if not self.is_read(n)}
         for other in model.graphs() if self.has_subgraphs or self.graph is not model.graph else (self.graph,):
             for node in other.nodes:
                 if not self.is_standard(node):
@@ -146,7 +161,10 @@ class Index:
 
     def is_standard(self, node: gs.Node) -> bool:
         """Whether the node's meaning is known: an operator of the ONNX standard, not a custom one or a function."""
-        return node.domain in _STANDARD and self._schema_of(node.op) is not None
+        if node.domain not in _STANDARD:
+            return False
+        schemas = self._schemas
+        return (schemas[node.op] if node.op in schemas else self._schema_of(node.op)) is not None
 
     def has_op(self, op: str) -> bool:
         """Whether the model's opset has a standard operator of this name."""

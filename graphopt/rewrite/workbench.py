@@ -117,7 +117,7 @@ class Workbench(Index):
         self._push_some(around)
 
     def _around(self, since: int) -> dict[int, gs.Node]:
-        """Nodes that have changed since an entry of the journal, those above, and as many levels below as rules reach."""
+        """Nodes changed since an entry of the journal, those above, and as many levels below as rules reach."""
         alive, producer = self._alive, self._producer
         level = {id(n): n for n in self._journal[since:]}
         for node in list(level.values()):
@@ -397,7 +397,9 @@ class Workbench(Index):
         self._by_op.setdefault(node.op, {})[id(node)] = node
         self._idle[id(node)] = node
         self._moved = True
-        self._captured.update(name for sub in subgraphs(node) for name in _names_read(sub))
+        if node.attrs and (inner := subgraphs(node)):
+            self.model.flat = None
+            self._captured.update(name for sub in inner for name in _names_read(sub))
         for tensor in node.inputs:
             self._read(tensor, node)
         for tensor in node.outputs:
@@ -548,8 +550,11 @@ class Workbench(Index):
                     list.append(tensor.inputs, producer)
                 for reader in self.readers(tensor):
                     list.extend(tensor.outputs, [reader for t in reader.inputs if t is tensor])
+        flat = self.model.flat == self.model.revision
         self.model.touch()
         self._revision = self.model.revision
+        if flat:
+            self.model.flat = self._revision
 
     def _link_all(self) -> None:
         graphs = list(self.model.graphs())

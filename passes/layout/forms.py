@@ -30,7 +30,7 @@ class Axes:
         return self.perm == tuple(range(len(self.perm)))
 
     def inverse(self) -> Axes:
-        return Axes(tuple(int(i) for i in np.argsort(self.perm)))
+        return Axes(tuple(sorted(range(self.rank), key=self.perm.__getitem__)))
 
     def place(self, axis: int) -> int:
         """Where an axis of the original is in the kept tensor."""
