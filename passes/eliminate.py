@@ -9,7 +9,6 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt import Context, Kind, Model
-from graphopt.ir.view import is_standard
 from graphopt.rewrite import RewritePass, Rule, Workbench
 from graphopt.rewrite.bypass import bypass
 from graphopt.rewrite.operands import constant_slices
@@ -55,10 +54,8 @@ class Eliminate(RewritePass):
 
 def remove_repetition(bench: Workbench, node: gs.Node) -> str | None:
     """Remove a Relu of a Relu, and what else does nothing a second time."""
-    before = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
-    if before is not None and before.op == node.op and is_standard(before):
-        return bypass(bench, node)
-    return None
+    # Not by the tensor's own list of writers, which is of the time before the pass.
+    return None if bench.standard_producer(node.inputs[0], node.op) is None else bypass(bench, node)
 
 
 def remove_cast(bench: Workbench, node: gs.Node) -> str | None:
