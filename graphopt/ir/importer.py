@@ -155,7 +155,9 @@ class _Builder:
             attrs[attr.name] = self._attribute(attr, own, outer)
         inputs, outputs = [], []
         for name in proto.input:
-            tensor = own.get(name) or outer.get(name)
+            tensor = own.get(name)
+            if tensor is None and outer:
+                tensor = outer.get(name)
             if tensor is None:
                 tensor = new_variable(name)
                 if name:

@@ -17,6 +17,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt import garbage
 from graphopt.ir import convert, wire
+from graphopt.ir.importer import new_constant
 from graphopt.ir.values import identity, is_sparse
 from graphopt.ir.view import all_graphs
 
@@ -175,7 +176,7 @@ class Model:
     def fresh_name(self, stem: str) -> str:
         """A node or tensor name that nothing in the model uses; the same calls give the same names."""
         if self._names is None:
-            self._names = set(self._all_names())
+            self._names = self._all_names()
         name = stem
         for k in itertools.count(1):
             if name not in self._names:
@@ -187,7 +188,7 @@ class Model:
     def constant(self, stem: str, values: np.ndarray) -> gs.Constant:
         """A new initializer with a fresh name."""
         # not ascontiguousarray, which turns a scalar into a vector
-        return gs.Constant(self.fresh_name(stem), np.asarray(values, order="C"))
+        return new_constant(self.fresh_name(stem), np.asarray(values, order="C"))
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -265,13 +266,14 @@ class Model:
         weights = list(constants.values())
         return hash((tuple(parts), tuple([identity(c._values) for c in weights]))), weights, nodes
 
-    def _all_names(self) -> Iterator[str]:
+    def _all_names(self) -> set[str]:
+        names: set[str] = set()
         for graph in self.graphs():
-            yield from (t.name for t in graph.inputs + graph.outputs)
-            for node in graph.nodes:
-                yield node.name
-                yield from (t.name for t in node.inputs)
-                yield from (t.name for t in node.outputs)
+            names.update([t.name for t in graph.inputs + graph.outputs])
+            names.update([n.name for n in graph.nodes])
+            names.update([t.name for n in graph.nodes for t in n.inputs])
+            names.update([t.name for n in graph.nodes for t in n.outputs])
+        return names
 
 
 _PLAIN = frozenset((int, float, str, bytes))

@@ -112,14 +112,20 @@ def remove_dead(bench: Workbench, node: gs.Node) -> str | None:
 
     Random ones stay: each draws from one stream of numbers, and without it the others would draw differently.
     """
+    if bench.is_read(node):
+        return None
     for tensor in node.outputs:
-        if tensor.name and (bench.readers(tensor) or bench.is_output(tensor) or bench.is_captured(tensor)):
+        if tensor.name and (bench.is_output(tensor) or bench.is_captured(tensor)):
             return None
-    inner = [n for top in subgraphs(node) for sub in all_graphs(top) for n in sub.nodes]
-    if not all(bench.is_standard(n) and n.op not in RANDOM_OPS for n in (node, *inner)):
+    inside = [n for top in subgraphs(node) for sub in all_graphs(top) for n in sub.nodes] if node.attrs else []
+    if not _may_go(bench, node) or not all(_may_go(bench, n) for n in inside):
         return "nothing reads its outputs, but it is a custom or random operator"
     bench.remove(node)
     return None
+
+
+def _may_go(bench: Workbench, node: gs.Node) -> bool:
+    return bench.is_standard(node) and node.op not in RANDOM_OPS
 
 
 __all__ = ["RewritePass", "Rule", "remove_dead"]

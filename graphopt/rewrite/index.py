@@ -48,9 +48,10 @@ class Index:
         self._functions = {(f.domain or "", f.name) for f in model.graph.functions}
         self._schemas: dict[str, onnx.defs.OpSchema | None] = {}
         # The order of nodes: each original one has a slot, and nodes that take its place share it.
-        self._slots: list[list[gs.Node]] = [[n] for n in self.graph.nodes]
-        self._slot: dict[int, int] = {id(n): k for k, n in enumerate(self.graph.nodes)}
-        self._alive: dict[int, gs.Node] = {id(n): n for n in self.graph.nodes}
+        self._base: list[gs.Node] = self.graph.nodes
+        self._slot: dict[int, int] = {id(n): k for k, n in enumerate(self._base)}
+        self._shared: dict[int, list[gs.Node]] = {}  # slots of more than one node, some of them gone
+        self._alive: dict[int, gs.Node] = {id(n): n for n in self._base}
         self._moved = False  # whether the graph's own list of nodes is no longer theirs
         self._by_op: dict[str, dict[int, gs.Node]] = {}
         self._readers: dict[str, dict[int, gs.Node]] = {}
@@ -91,18 +92,24 @@ class Index:
         if not self._moved:
             yield from self.graph.nodes
             return
-        alive = self._alive
-        for slot in self._slots:
-            for node in slot:
-                if id(node) in alive:
-                    yield node
+        alive, shared = self._alive, self._shared
+        for node in self._base:
+            if shared and (there := shared.get(self._slot[id(node)])) is not None:
+                yield from [n for n in there if id(n) in alive]
+            elif id(node) in alive:
+                yield node
 
     def position(self, node: gs.Node) -> tuple[int, int]:
         """Where a node stands in the order, to be compared with that of another."""
         slot = self._slot[id(node)]
-        if len(self._slots[slot]) == 1:
-            return slot, 0
-        return slot, next(k for k, n in enumerate(self._slots[slot]) if n is node)
+        there = self._shared.get(slot)
+        return slot, 0 if there is None else next(k for k, n in enumerate(there) if n is node)
+
+    def in_order(self, nodes: dict[int, gs.Node]) -> list[gs.Node]:
+        """Nodes, given by their ids, in the order in which they stand."""
+        if self._shared:
+            return sorted(nodes.values(), key=self.position)
+        return [nodes[key] for key in sorted(nodes, key=self._slot.__getitem__)]
 
     def is_alive(self, node: gs.Node) -> bool:
         return id(node) in self._alive

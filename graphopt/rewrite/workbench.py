@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.ir import Model, infer_shapes
+from graphopt.ir.importer import new_variable
 from graphopt.ir.shapes import VALUES_BELOW, infer_node
 from graphopt.ir.values import nbytes
 from graphopt.ir.view import all_graphs, reads, subgraphs, tensors
@@ -139,7 +140,7 @@ class Workbench(Index):
         self._idle = {key: n for key, n in self._idle.items() if not self.is_read(n)}
         wanted = self.wanted
         found = {key: n for key, n in nodes.items() if wanted is None or n.op in wanted}
-        self.push(sorted({**found, **self._idle}.values(), key=self.position))
+        self.push(self.in_order({**found, **self._idle}))
 
     # --- the worklist ---------------------------------------------------------------------------------------
 
@@ -193,7 +194,8 @@ class Workbench(Index):
         """
         idle, every = always[:1], always[1:]
         todo_of = {op: [*every, *steps] for op, steps in rules.items()}
-        alive, pending, queued, is_read = self._alive, self._pending, self._queued, self.is_read
+        alive, pending, queued, skipped = self._alive, self._pending, self._queued, self._skipped
+        is_read, is_standard = self.is_read, self.is_standard
         while pending:
             node = pending.popleft()
             key = id(node)
@@ -201,12 +203,22 @@ class Workbench(Index):
             if key not in alive:
                 continue
             todo = todo_of.get(node.op, every)
-            if todo is not every and not self.is_standard(node):
+            if todo is not every and not is_standard(node):
                 todo = every
-            if key in self._skipped or not is_read(node):
+            if key in skipped or (key in self._idle and not is_read(node)):
                 todo = [*idle, *todo]
             for name, step in todo:
-                self._apply(name, step, node)
+                before, self.rule, op = self.edits, step, node.op
+                reason = step(self, node)
+                if self.edits != before:
+                    self.counts[name] += 1
+                if reason or skipped:
+                    if key not in alive or node.op != op:
+                        skipped.pop(key, None)
+                    elif reason:
+                        self.skip(node, reason)
+                    else:
+                        self.unskip(node)
                 if key not in alive:
                     break
 
@@ -219,19 +231,6 @@ class Workbench(Index):
         for op in self.wanted:
             found.update(self._by_op.get(op, ()))
         self._push_some(found)
-
-    def _apply(self, name: str, step: Step, node: gs.Node) -> None:
-        before, self.rule, op = self.edits, step, node.op
-        reason = step(self, node)
-        if self.edits != before:
-            self.counts[name] += 1
-        if reason or self._skipped:
-            if id(node) not in self._alive or node.op != op:
-                self._skipped.pop(id(node), None)
-            elif reason:
-                self.skip(node, reason)
-            else:
-                self.unskip(node)
 
     @property
     def idle(self) -> bool:
@@ -247,13 +246,19 @@ class Workbench(Index):
             self._unread(old, node)
         self._read(tensor, node)
         self.push_below(node)
-        self._mark(node if _known(old) != _known(tensor) or isinstance(tensor, gs.Constant) else None)
+        self._mark(node if isinstance(tensor, gs.Constant) or _known(old) != _known(tensor) else None)
 
     def put_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
         """Like ``set_input``, for an optional input that the node may not have yet."""
-        while len(node.inputs) <= index:
-            list.append(node.inputs, gs.Variable.empty())
-        self.set_input(node, index, tensor)
+        while len(node.inputs) < index:
+            list.append(node.inputs, new_variable(""))
+        if index < len(node.inputs):
+            self.set_input(node, index, tensor)
+            return
+        list.append(node.inputs, tensor)
+        self._read(tensor, node)
+        self.push_below(node)
+        self._mark(node)
 
     def replace_reads(self, old: gs.Tensor, new: gs.Tensor) -> None:
         """Make every node of the graph that reads ``old`` read ``new``."""
@@ -311,7 +316,7 @@ class Workbench(Index):
     ) -> gs.Variable:
         """Insert a node before another one and return its output, of fresh name, with inferred type and shape."""
         name = self.model.fresh_name(stem or f"{before.name}_{op.lower()}")
-        output = gs.Variable(self.model.fresh_name(f"{name}_out"))
+        output = new_variable(self.model.fresh_name(f"{name}_out"))
         node = gs.Node(op, name, dict(attrs))
         list.extend(node.inputs, inputs)
         list.append(node.outputs, output)
@@ -390,8 +395,8 @@ class Workbench(Index):
 
     def _insert(self, node: gs.Node, at: gs.Node, offset: int = 0) -> None:
         slot = self._slot[id(at)]
-        place = next(k for k, n in enumerate(self._slots[slot]) if n is at)
-        self._slots[slot].insert(place + offset, node)
+        there = self._shared.setdefault(slot, [at])
+        there.insert(next(k for k, n in enumerate(there) if n is at) + offset, node)
         self._slot[id(node)] = slot
         self._alive[id(node)] = node
         self._by_op.setdefault(node.op, {})[id(node)] = node
@@ -410,17 +415,19 @@ class Workbench(Index):
         self._mark(node)
 
     def remove(self, node: gs.Node) -> None:
-        del self._alive[id(node)]
+        key = id(node)
+        del self._alive[key]
         self._journal.append(node)
-        self._by_op.get(node.op, {}).pop(id(node), None)
-        self._idle.pop(id(node), None)
+        self._by_op.get(node.op, {}).pop(key, None)
+        self._idle.pop(key, None)
         self._moved = True
-        self._skipped.pop(id(node), None)
+        self._skipped.pop(key, None)
+        producer = self._producer
         for tensor in node.inputs:
             self._unread(tensor, node)
         for tensor in node.outputs:
-            if self._producer.get(tensor.name) is node:
-                del self._producer[tensor.name]
+            if producer.get(tensor.name) is node:
+                del producer[tensor.name]
                 self._touched[id(tensor)] = tensor
         self._mark()
 
@@ -536,20 +543,25 @@ class Workbench(Index):
             return
         if self._moved:
             self.graph.nodes = list(self.nodes())
-            self._moved = False
-            self._slots = [[n] for n in self.graph.nodes]
-            self._slot = {id(n): k for k, n in enumerate(self.graph.nodes)}
+            self._moved, self._base = False, self.graph.nodes
+            if self._shared:
+                self._shared = {}
+                self._slot = {id(n): k for k, n in enumerate(self._base)}
         if self.has_subgraphs or self.graph is not self.model.graph:
             self._link_all()
         else:
+            producers, readers, clear = self._producer, self._readers, list.clear
             for tensor in self._touched.values():
-                list.clear(tensor.inputs)
-                list.clear(tensor.outputs)
-                producer = self._producer.get(tensor.name)
+                name, writers, reading = tensor.name, tensor.inputs, tensor.outputs
+                clear(writers)
+                clear(reading)
+                producer = producers.get(name)
                 if producer is not None:
-                    list.append(tensor.inputs, producer)
-                for reader in self.readers(tensor):
-                    list.extend(tensor.outputs, [reader for t in reader.inputs if t is tensor])
+                    list.append(writers, producer)
+                for reader in readers[name].values() if name in readers else ():
+                    for read in reader.inputs:
+                        if read is tensor:
+                            list.append(reading, reader)
         flat = self.model.flat == self.model.revision
         self.model.touch()
         self._revision = self.model.revision
@@ -582,16 +594,18 @@ class Workbench(Index):
             self._touched[id(tensor)] = tensor
 
     def _unread(self, tensor: gs.Tensor, node: gs.Node) -> None:
+        name = tensor.name
         self._touched[id(tensor)] = tensor
-        left = self._readers.get(tensor.name, {})
-        left.pop(id(node), None)
+        left = self._readers.get(name)
+        if left:
+            left.pop(id(node), None)
         # The producer may be dead now, and the last reader may now have the tensor to itself.
-        producer = self._producer.get(tensor.name)
+        producer = self._producer.get(name)
         if producer is not None:
             self._look(producer)
             if not left:
                 self._idle[id(producer)] = producer
-        if len(left) == 1:
+        if left and len(left) == 1:
             self.push_below(next(iter(left.values())))
 
     def _push_readers(self, tensor: gs.Tensor) -> None:
