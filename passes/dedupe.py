@@ -32,7 +32,7 @@ class Deduplicate(Pass):
         twins = dict(_twins(model, _bound(model)))
         if not twins:
             return PassResult(False)
-        bench = Workbench.of(model, model.graph)
+        bench = Workbench.of(model, model.bare)
         rewire = _rewire_all if bench.has_subgraphs else _rewire
         removed = rewire(bench, twins)
         return PassResult(True, {"initializers": len(removed), "bytes": sum(removed.values())})
@@ -67,8 +67,10 @@ def _rewire_all(bench: Workbench, twins: Mapping[int, gs.Constant]) -> dict[str,
 
 def _bound(model: Model) -> set[str]:
     """Names of initializers that must stay as they are."""
-    names = {t.name for g in model.graphs() for t in (*g.outputs, *g.inputs)} | set(model.header.inner_initializers)
-    for graph in model.graphs():
+    names = {t.name for g in model.bare_graphs() for t in (*g.outputs, *g.inputs)} | set(
+        model.header.inner_initializers
+    )
+    for graph in model.bare_graphs():
         for node in graph.nodes:
             if node.domain and not is_standard(node):
                 names.update(reads(node))
@@ -80,7 +82,7 @@ def _twins(model: Model, bound: set[str]) -> Iterator[tuple[int, gs.Constant]]:
 
     Only what shares type and shape with another is read, first a few bytes of it, and all of it where those are equal.
     """
-    found = [[c for c in model.constants() if c.name not in bound and is_plain(c)]]
+    found = [[c for c in model.constants(model.bare_graphs()) if c.name not in bound and is_plain(c)]]
     for key in (lambda c: (onnx_dtype(c), tuple(c.shape)), _sample, _digest):
         found = [part for group in found for part in _groups(group, key)]
     for first, *others in found:

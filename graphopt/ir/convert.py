@@ -64,7 +64,10 @@ class Header:
 
 
 class Imported(NamedTuple):
-    """The graph of a proto, and ``named``: its tensors by name, those of subgraphs left out."""
+    """The graph of a proto, and ``named``: its tensors by name, those of subgraphs left out.
+
+    The graph may still have to be linked (``ir.importer.link``), as ``blueprint.linked`` says.
+    """
 
     graph: gs.Graph
     header: Header
@@ -110,7 +113,7 @@ def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> Im
     for sub in contents.graphs[1:]:
         header.inner_initializers.update(t.name for t in sub.initializer)
         header.inner_initializers.update(t.values.name for t in sub.sparse_initializer)
-    blueprint = Blueprint(proto)
+    blueprint = Blueprint(proto, linked=len(contents.graphs) > 1 or len(proto.functions) > 0)
     try:
         graph, named = blueprint.build_named()
     except (ModelError, UnicodeDecodeError):
@@ -121,10 +124,13 @@ def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> Im
 
 
 class Blueprint:
-    """A proto from which the graph of a model can be built again, with the same values in it."""
+    """A proto from which the graph of a model can be built again, with the same values in it.
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        self.proto, self._values = proto, Values()
+    ``linked``: whether the tensors of what it builds list their readers and writers from the start.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, linked: bool) -> None:
+        self.proto, self.linked, self._values = proto, linked, Values()
 
     def build(self) -> gs.Graph:
         """A new graph, every node of which has a name."""
@@ -132,7 +138,7 @@ class Blueprint:
 
     def build_named(self) -> tuple[gs.Graph, dict[str, gs.Tensor]]:
         """The same, and its tensors by name, those of subgraphs left out."""
-        graph, named = import_graph(self.proto, self._values)
+        graph, named = import_graph(self.proto, self._values, self.linked)
         for function, written in zip(graph.functions, self.proto.functions, strict=True):
             _finish_function(function, written)
         _name_nodes(graph)

@@ -60,16 +60,17 @@ def dtype_of(kind: int) -> object:
     return get_onnx_tensor_dtype(TensorProto(data_type=kind))
 
 
-def import_graph(proto: onnx.ModelProto, values: Values) -> tuple[gs.Graph, _Tensors]:
+def import_graph(proto: onnx.ModelProto, values: Values, linked: bool = True) -> tuple[gs.Graph, _Tensors]:
     """Import the main graph of a proto, with its subgraphs and functions.
 
-    Returns it with all tensors that it names by their names, those of subgraphs left out.
+    Returns it with all tensors that it names by their names, those of subgraphs left out. With ``linked`` false, which
+    is for graphs that have neither, its tensors do not list their readers and writers until ``link`` makes them.
     """
     opset, domains = OnnxImporter.get_opset(proto), proto.opset_import
     functions = [
         OnnxImporter.import_function(f, model_opset=opset, model_import_domains=domains) for f in proto.functions
     ]
-    builder = _Builder(values, opset, domains)
+    builder = _Builder(values, opset, domains, linked)
     named: _Tensors = {}
     graph = builder.graph(proto.graph, {}, functions, named)
     graph.producer_name, graph.producer_version = proto.producer_name, proto.producer_version
@@ -78,8 +79,10 @@ def import_graph(proto: onnx.ModelProto, values: Values) -> tuple[gs.Graph, _Ten
 
 
 class _Builder:
-    def __init__(self, values: Values, opset: int | None, domains: Sequence[onnx.OperatorSetIdProto]) -> None:
-        self._values, self._opset, self._domains = values, opset, domains
+    def __init__(
+        self, values: Values, opset: int | None, domains: Sequence[onnx.OperatorSetIdProto], linked: bool
+    ) -> None:
+        self._values, self._opset, self._domains, self._linked = values, opset, domains, linked
         self._has_subgraphs = False
         self._types: dict[bytes, tuple[object, list[int | str | None] | None]] = {}  # many tensors are of one
 
@@ -125,7 +128,8 @@ class _Builder:
     def _constant(self, name: str, tensor: TensorProto | onnx.SparseTensorProto) -> gs.Constant:
         holder = tensor.values if isinstance(tensor, onnx.SparseTensorProto) else tensor
         located = holder.HasField("data_location") or holder is not tensor
-        return new_constant(name, self._values.of(tensor), int(holder.data_location) if located else None)
+        location = int(holder.data_location) if located else None
+        return new_constant(name, self._values.of(tensor), location, linked=self._linked)
 
     def _describe(self, value: onnx.ValueInfoProto, own: _Tensors, outer: _Tensors) -> None:
         """Take in what the file says of a tensor between operators; the first that says something counts."""
@@ -147,7 +151,7 @@ class _Builder:
         if found is None:
             found = self._types[key] = described(kind.tensor_type)
         dtype, shape = found
-        return new_variable(value.name, dtype, None if shape is None else shape.copy())
+        return new_variable(value.name, dtype, None if shape is None else shape.copy(), self._linked)
 
     def _node(self, proto: onnx.NodeProto, own: _Tensors, outer: _Tensors) -> gs.Node:
         attrs: dict[str, object] = {}
@@ -159,14 +163,14 @@ class _Builder:
             if tensor is None and outer:
                 tensor = outer.get(name)
             if tensor is None:
-                tensor = new_variable(name)
+                tensor = new_variable(name, linked=self._linked)
                 if name:
                     own[name] = tensor
             inputs.append(tensor)
         for name in proto.output:  # never of an outer graph
             tensor = own.get(name)
             if tensor is None:
-                tensor = new_variable(name)
+                tensor = new_variable(name, linked=self._linked)
                 if name:
                     own[name] = tensor
             outputs.append(tensor)
@@ -176,7 +180,7 @@ class _Builder:
             for text in (op, title, domain, *attrs):
                 if type(text) is bytes:
                     _refuse(text)
-        return new_node(op, title, attrs, inputs, outputs, domain)
+        return new_node(op, title, attrs, inputs, outputs, domain, self._linked)
 
     def _attribute(self, attr: AttributeProto, own: _Tensors, outer: _Tensors) -> object:
         kind = attr.type
@@ -191,7 +195,10 @@ class _Builder:
         if kind == AttributeProto.STRINGS:
             return [s.decode() for s in attr.strings] or EmptyList(kind)
         if kind == AttributeProto.TENSOR:
-            return self._constant(attr.t.name, attr.t)
+            constant = self._constant(attr.t.name, attr.t)
+            if not self._linked:
+                _unlink(constant)
+            return constant
         if kind == AttributeProto.GRAPH:
             self._has_subgraphs = True
             return self.graph(attr.g, {**outer, **own})
@@ -247,16 +254,39 @@ def shape_of(tensor: onnx.TypeProto.Tensor) -> list[int | str | None]:
     return shape
 
 
-def new_variable(name: str, dtype: object = None, shape: list[int | str | None] | None = None) -> gs.Variable:
+def link(graph: gs.Graph) -> None:
+    """Let the tensors of a graph without subgraphs list their readers and writers, as graphsurgeon's do."""
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            _unlink(tensor)
+        for tensor in node.outputs:
+            _unlink(tensor)
+    for tensor in graph.inputs + graph.outputs:
+        _unlink(tensor)
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            _append(tensor.outputs, node)
+        for tensor in node.outputs:
+            _append(tensor.inputs, node)
+
+
+def _unlink(tensor: gs.Tensor) -> None:
+    writers, readers = _Outward(), _Inward()
+    writers.parent_obj = readers.parent_obj = tensor
+    _set(tensor, "inputs", writers)
+    _set(tensor, "outputs", readers)
+
+
+def new_variable(
+    name: str, dtype: object = None, shape: list[int | str | None] | None = None, linked: bool = True
+) -> gs.Variable:
     """A variable that nothing writes or reads yet."""
     if type(name) is bytes:
         _refuse(name)
     tensor = _new(gs.Variable)
-    writers, readers = _Outward(), _Inward()
-    writers.parent_obj = readers.parent_obj = tensor
     _set(tensor, "name", name)
-    _set(tensor, "inputs", writers)
-    _set(tensor, "outputs", readers)
+    if linked:
+        _unlink(tensor)
     _set(tensor, "dtype", dtype)
     _set(tensor, "shape", shape)
     _set(tensor, "type", "tensor_type")
@@ -264,17 +294,15 @@ def new_variable(name: str, dtype: object = None, shape: list[int | str | None] 
 
 
 def new_constant(
-    name: str, values: object, data_location: int | None = None, export_dtype: object = None
+    name: str, values: object, data_location: int | None = None, export_dtype: object = None, linked: bool = True
 ) -> gs.Constant:
     """A constant that nothing reads yet."""
     if type(name) is bytes:
         _refuse(name)
     tensor = _new(gs.Constant)
-    writers, readers = _Outward(), _Inward()
-    writers.parent_obj = readers.parent_obj = tensor
     _set(tensor, "name", name)
-    _set(tensor, "inputs", writers)
-    _set(tensor, "outputs", readers)
+    if linked:
+        _unlink(tensor)
     _set(tensor, "_values", values)
     _set(tensor, "data_location", data_location)
     _set(tensor, "_export_dtype", export_dtype)
@@ -288,8 +316,9 @@ def new_node(
     inputs: Sequence[gs.Tensor],
     outputs: Sequence[gs.Tensor],
     domain: str | None = None,
+    linked: bool = True,
 ) -> gs.Node:
-    """A node, with the lists of its tensors' readers and writers kept in step."""
+    """A node; with ``linked``, the lists of its tensors' readers and writers are kept in step."""
     node = _new(gs.Node)
     reads, writes = _Outward(inputs), _Inward(outputs)
     reads.parent_obj = writes.parent_obj = node
@@ -299,10 +328,11 @@ def new_node(
     _set(node, "inputs", reads)
     _set(node, "outputs", writes)
     _set(node, "domain", domain)
-    for tensor in inputs:
-        _append(tensor.outputs, node)
-    for tensor in outputs:
-        _append(tensor.inputs, node)
+    if linked:
+        for tensor in inputs:
+            _append(tensor.outputs, node)
+        for tensor in outputs:
+            _append(tensor.inputs, node)
     return node
 
 

@@ -64,9 +64,9 @@ def _load(path: Path) -> Model:
         source = Source(str(path), digest, outside)
         external.inline_small(proto, contents, path.parent)
         imported = import_model(proto, contents)
-        model = Model(imported.graph, imported.header, source)
+        model = Model(imported.graph, imported.header, source, imported.blueprint.linked)
         if outside:
-            external.map_initializers(model.constants(), path.parent)
+            external.map_initializers(model.constants(model.bare_graphs()), path.parent)
         verify_input(model, str(path))  # before the checker: it says more about structure
         light = None if outside else data if is_light(proto) and not contents.altered else light_copy(proto)
         del data
@@ -219,7 +219,7 @@ def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRES
     try:
         staged: Staged | None = None
         with contextlib.ExitStack() as stack:
-            weights = sum(values.nbytes(c) for c in model.constants())
+            weights = sum(values.nbytes(c) for c in model.constants(model.bare_graphs()))
             data: Path | None = None
             if weights > external_above:
                 data, existed, proto = _write_data(model, target)

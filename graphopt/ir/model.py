@@ -17,7 +17,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt import garbage
 from graphopt.ir import convert, wire
-from graphopt.ir.importer import new_constant
+from graphopt.ir.importer import link, new_constant
 from graphopt.ir.values import identity, is_sparse
 from graphopt.ir.view import all_graphs
 
@@ -45,6 +45,8 @@ class Source:
 class Original(Protocol):
     """What can build the graph of a model again, as it was read: each time a new one that shares the weights."""
 
+    linked: bool  # whether tensors of what it builds list who reads and writes them
+
     def build(self) -> gs.Graph: ...
 
 
@@ -56,8 +58,11 @@ class Model:
     write into the array.
     """
 
-    def __init__(self, graph: gs.Graph | None, header: convert.Header, source: Source | None = None) -> None:
+    def __init__(
+        self, graph: gs.Graph | None, header: convert.Header, source: Source | None = None, linked: bool = True
+    ) -> None:
         self._graph: gs.Graph | None = graph
+        self.linked = linked  # whether tensors list who reads and writes them
         self.header = header
         self.source = source
         self.revision = 0
@@ -72,15 +77,28 @@ class Model:
     @property
     def graph(self) -> gs.Graph:
         """The main graph."""
-        if self._graph is None:
-            assert self._original is not None
+        graph = self.bare
+        if not self.linked:
             with garbage.paused():
-                self._graph = self._original.build()
-        return self._graph
+                link(graph)
+            self.linked = True
+        return graph
 
     @graph.setter
     def graph(self, graph: gs.Graph) -> None:
-        self._graph = graph
+        self._graph, self.linked = graph, True
+
+    @property
+    def bare(self) -> gs.Graph:
+        """The main graph for who asks no tensor for its ``inputs`` and ``outputs``.
+
+        Those of a large graph take time to make, and are not there before somebody has asked for ``graph``.
+        """
+        if self._graph is None:
+            assert self._original is not None
+            with garbage.paused():
+                self._graph, self.linked = self._original.build(), self._original.linked
+        return self._graph
 
     # --- conversion -----------------------------------------------------------------------------------------
 
@@ -91,7 +109,7 @@ class Model:
         Raises ModelError for what the IR cannot represent.
         """
         imported = convert.import_model(proto)
-        return cls(imported.graph, imported.header, source)
+        return cls(imported.graph, imported.header, source, imported.blueprint.linked)
 
     @classmethod
     def from_text(cls, text: str) -> Model:
@@ -108,7 +126,7 @@ class Model:
         With ``stub_above``, initializers of more bytes than that keep their type and shape but carry no data:
         enough for shape inference and structure, at no memory.
         """
-        return convert.export_model(self.graph, self.header, stub_above)
+        return convert.export_model(self.bare, self.header, stub_above)
 
     def to_bytes(self) -> bytes:
         """Serialize, deterministically. Only for models under 2 GB; ``ir.io.save`` has no such limit."""
@@ -116,11 +134,11 @@ class Model:
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """What ``to_bytes`` joins: the weights among it are views of their arrays."""
-        if len(list(self.graphs())) > 1 or self.header.input_defaults:  # there are initializers elsewhere
+        if len(list(self.bare_graphs())) > 1 or self.header.input_defaults:  # there are initializers elsewhere
             yield self.to_proto().SerializeToString(deterministic=True)
             return
-        weights = [c for c in self.constants() if not is_sparse(c)]
-        yield from wire.pieces(convert.export_model(self.graph, self.header, weights=False), weights)
+        weights = [c for c in self.constants(self.bare_graphs()) if not is_sparse(c)]
+        yield from wire.pieces(convert.export_model(self.bare, self.header, weights=False), weights)
 
     def copy(self) -> Model:
         """An independent graph that shares the weight arrays."""
@@ -215,6 +233,10 @@ class Model:
         """The main graph, then every subgraph (bodies of local functions are not included)."""
         return iter((self.graph,)) if self.flat == self.revision else all_graphs(self.graph)
 
+    def bare_graphs(self) -> Iterator[gs.Graph]:
+        """The same for whom ``bare`` is enough."""
+        return iter((self.bare,)) if self.flat == self.revision else all_graphs(self.bare)
+
     def constants(self, graphs: Iterable[gs.Graph] | None = None) -> Iterator[gs.Constant]:
         """Every initializer once, in order of first use, those of subgraphs included.
 
@@ -230,14 +252,14 @@ class Model:
         """Names of main-graph tensors that some subgraph reads by name. They must not be renamed or removed."""
         if self._captured is None or self._captured[0] != self.revision:
             names: set[str] = set()
-            for sub in itertools.islice(self.graphs(), 1, None):
+            for sub in itertools.islice(self.bare_graphs(), 1, None):
                 names.update(t.name for n in sub.nodes for t in n.inputs)
                 names.update(t.name for t in sub.outputs)
             self._captured = (self.revision, frozenset(names))
         return self._captured[1]
 
     def is_output(self, tensor: gs.Tensor) -> bool:
-        return any(tensor is out for out in self.graph.outputs)
+        return any(tensor is out for out in self.bare.outputs)
 
     def fingerprint(self) -> int:
         """A number that changes when the structure or the identity of a weight array does. Linear, cheap."""
@@ -248,7 +270,7 @@ class Model:
         parts: list[object] = [self.opset, tuple(sorted(self.metadata.items()))]
         constants: dict[int, gs.Constant] = {}
         nodes = 0
-        for graph in self.graphs():
+        for graph in self.bare_graphs():
             nodes += len(graph.nodes)
             for node in graph.nodes:
                 parts += (node.op, node.name, node.domain)
@@ -268,7 +290,7 @@ class Model:
 
     def _all_names(self) -> set[str]:
         names: set[str] = set()
-        for graph in self.graphs():
+        for graph in self.bare_graphs():
             names.update([t.name for t in graph.inputs + graph.outputs])
             names.update([n.name for n in graph.nodes])
             names.update([t.name for n in graph.nodes for t in n.inputs])

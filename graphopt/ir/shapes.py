@@ -37,8 +37,8 @@ def infer_shapes(model: Model, *, fresh: bool = False) -> None:
     """
     if fresh:
         _forget(model)
-    inferred = _infer(model.to_proto(VALUES_BELOW), values=not _endless(model.graph))
-    _take_in(model.graph, inferred)
+    inferred = _infer(model.to_proto(VALUES_BELOW), values=not _endless(model.bare))
+    _take_in(model.bare, inferred)
     model.touch()
 
 
@@ -53,16 +53,16 @@ def infer_from_inputs(model: Model) -> list[list[int | str | None] | None]:
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.Clear()
-    inferred = _infer(proto, values=not _endless(model.graph), strict=True)
-    _take_in(model.graph, inferred)
+    inferred = _infer(proto, values=not _endless(model.bare), strict=True)
+    _take_in(model.bare, inferred)
     model.touch()
     kinds = [value.type.tensor_type for value in inferred.graph.output]
     return [shape_of(kind) if kind.HasField("shape") else None for kind in kinds]
 
 
 def _forget(model: Model) -> None:
-    interface = {t.name for t in (*model.graph.inputs, *model.graph.outputs)}
-    for graph in model.graphs():
+    interface = {t.name for t in (*model.bare.inputs, *model.bare.outputs)}
+    for graph in model.bare_graphs():
         for name, tensor in tensors(graph).items():
             if isinstance(tensor, gs.Variable) and name not in interface:
                 tensor.shape = None
@@ -73,6 +73,7 @@ class Original:
 
     def __init__(self, blueprint: Blueprint, inferred: onnx.ModelProto) -> None:
         self._blueprint, self._inferred = blueprint, inferred
+        self.linked = blueprint.linked
 
     def build(self) -> gs.Graph:
         graph, named = self._blueprint.build_named()
@@ -91,8 +92,10 @@ def infer_original(imported: Imported, light: onnx.ModelProto | bytes) -> Origin
             if _is_large(tensor):
                 target.Clear()
                 write_stub(target, tensor.name, tensor.data_type, tensor.dims)
+    written, named = blueprint.proto.graph, imported.named
+    described = (named.get(v.name) for v in (*written.input, *written.output, *written.value_info))
     others = (t for graph in islice(all_graphs(imported.graph), 1, None) for t in tensors(graph).values())
-    endless = any(map(_is_endless, chain(imported.named.values(), others)))
+    endless = any(t is not None and _is_endless(t) for t in chain(described, others))
     inferred = _infer(light, values=not endless)
     _take_in(imported.graph, inferred, imported.named)
     return Original(blueprint, inferred)

@@ -25,7 +25,7 @@ class Snapshot:
     @classmethod
     def of(cls, model: Model) -> Snapshot:
         typed, ranked, constants = [], [], []
-        for name, tensor in tensors(model.graph).items():
+        for name, tensor in tensors(model.bare).items():
             if isinstance(tensor, gs.Constant):
                 constants.append(name)
                 continue
@@ -33,7 +33,7 @@ class Snapshot:
                 typed.append(name)
             if tensor.shape is not None:
                 ranked.append(name)
-        interface = _interface(model.graph.inputs), _interface(model.graph.outputs)
+        interface = _interface(model.bare.inputs), _interface(model.bare.outputs)
         return cls(*interface, frozenset(typed), frozenset(ranked), frozenset(constants))
 
 
@@ -44,7 +44,7 @@ def _interface(tensors: list[gs.Tensor]) -> tuple[tuple[object, ...], ...]:
 def problems(model: Model) -> list[str]:
     """What is structurally wrong with a model: names, single assignment, order, dangling reads. Linear."""
     found: list[str] = []
-    _graph_problems(model.graph, frozenset(), found, "")
+    _graph_problems(model.bare, frozenset(), found, "")
     return found
 
 
@@ -165,11 +165,11 @@ def verify_input(model: Model, name: str) -> None:
 def verify(model: Model, before: Snapshot | None = None, blame: str = "") -> None:
     """Raise ContractError if a pass left the model malformed, or changed or forgot what it must keep."""
     found: list[str] = []
-    tensors = _graph_problems(model.graph, frozenset(), found, "")
+    tensors = _graph_problems(model.bare, frozenset(), found, "")
     if before is not None:
         for kind, old, new in (
-            ("inputs", before.inputs, _interface(model.graph.inputs)),
-            ("outputs", before.outputs, _interface(model.graph.outputs)),
+            ("inputs", before.inputs, _interface(model.bare.inputs)),
+            ("outputs", before.outputs, _interface(model.bare.outputs)),
         ):
             if old != new:
                 found.append(f"the graph's {kind} changed from {list(old)} to {list(new)}")

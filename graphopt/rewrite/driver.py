@@ -60,7 +60,7 @@ class RewritePass(Pass):
         while again:
             again, skipped = False, []
             # Subgraphs first: what they no longer read can then go.
-            graphs = [model.graph] if Workbench.kept(model) is not None else list(model.graphs())
+            graphs = [model.bare] if Workbench.kept(model) is not None else list(model.bare_graphs())
             for graph in reversed(graphs):
                 bench = self._run_on(model, graph, ctx)
                 counts.update(bench.counts)
@@ -70,6 +70,8 @@ class RewritePass(Pass):
         return PassResult(changed, {key: n for key, n in sorted(counts.items()) if n}, skipped)
 
     def _run_on(self, model: Model, graph: gs.Graph, ctx: Context) -> Workbench:
+        if not self.resumes:
+            graph = model.graph if graph is model.bare else graph  # rules may ask tensors who reads and writes them
         bench = Workbench.of(model, graph)
         memory = bench.recall(self, ctx) if self.resumes else None
         table = _Table(self.rules(model, ctx)) if memory is None else memory.table

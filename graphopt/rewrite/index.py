@@ -44,8 +44,8 @@ class Index:
 
     def __init__(self, model: Model, graph: gs.Graph | None = None) -> None:
         self.model = model
-        self.graph = model.graph if graph is None else graph
-        self._functions = {(f.domain or "", f.name) for f in model.graph.functions}
+        self.graph = model.bare if graph is None else graph
+        self._functions = {(f.domain or "", f.name) for f in model.bare.functions}
         self._schemas: dict[str, onnx.defs.OpSchema | None] = {}
         # The order of nodes: each original one has a slot, and nodes that take its place share it.
         self._base: list[gs.Node] = self.graph.nodes
@@ -60,7 +60,7 @@ class Index:
         self._inputs = {t.name for t in self.graph.inputs}
         self._foreign: set[str] = set()
         self.has_subgraphs = any(node.attrs and subgraphs(node) for node in self.graph.nodes)
-        if not self.has_subgraphs and self.graph is model.graph:
+        if not self.has_subgraphs and self.graph is model.bare:
             model.flat = model.revision
         self._captured = set(_read_elsewhere(model, self.graph))
         by_op, readers, producer = self._by_op, self._readers, self._producer
@@ -82,7 +82,7 @@ class Index:
                     producer[tensor.name] = node
         # Nodes whose outputs nobody may be reading: those that nobody does, and some more.
         self._idle = {key: n for key, n in self._alive.items() if not self.is_read(n)}
-        for other in model.graphs() if self.has_subgraphs or self.graph is not model.graph else (self.graph,):
+        for other in model.bare_graphs() if self.has_subgraphs or self.graph is not model.bare else (self.graph,):
             for node in other.nodes:
                 if not self.is_standard(node):
                     self._foreign.update(reads(node))
@@ -206,10 +206,10 @@ class Index:
 
 def _read_elsewhere(model: Model, graph: gs.Graph) -> frozenset[str]:
     """Names that graphs other than ``graph`` read. Two branches may use one name for two tensors: no harm done."""
-    if graph is model.graph:
+    if graph is model.bare:
         return model.captured()
     names: set[str] = set()
-    for other in model.graphs():
+    for other in model.bare_graphs():
         if other is not graph:
             names.update(t.name for n in other.nodes for t in n.inputs)
             names.update(t.name for t in other.outputs)

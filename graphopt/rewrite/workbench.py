@@ -61,7 +61,7 @@ class Workbench(Index):
         if kept is not None and kept.graph is graph:
             return kept
         bench = cls(model, graph)
-        if graph is model.graph and not bench.has_subgraphs:
+        if graph is model.bare and not bench.has_subgraphs:
             model.workbench = bench
         return bench
 
@@ -115,7 +115,8 @@ class Workbench(Index):
             for key, reasons in memory.skipped.items()
             if key not in around and key in self._alive
         }
-        self._push_some(around)
+        wanted = self.wanted
+        self._start_with(around if wanted is None else {key: n for key, n in around.items() if n.op in wanted})
 
     def _around(self, since: int) -> dict[int, gs.Node]:
         """Nodes changed since an entry of the journal, those above, and as many levels below as rules reach."""
@@ -135,12 +136,12 @@ class Workbench(Index):
             found = {**found, **level}
         return found
 
-    def _push_some(self, nodes: dict[int, gs.Node]) -> None:
-        """Look at those of the nodes that a rule starts at, and at all whose outputs nobody reads."""
+    def _start_with(self, nodes: dict[int, gs.Node]) -> None:
+        """Begin with these nodes, by their ids, and with all whose outputs nobody reads."""
         self._idle = {key: n for key, n in self._idle.items() if not self.is_read(n)}
-        wanted = self.wanted
-        found = {key: n for key, n in nodes.items() if wanted is None or n.op in wanted}
-        self.push(self.in_order({**found, **self._idle}))
+        nodes.update(self._idle)
+        self._pending.extend(self.in_order(nodes))
+        self._queued.update(nodes)
 
     # --- the worklist ---------------------------------------------------------------------------------------
 
@@ -230,7 +231,7 @@ class Workbench(Index):
         found: dict[int, gs.Node] = {}
         for op in self.wanted:
             found.update(self._by_op.get(op, ()))
-        self._push_some(found)
+        self._start_with(found)
 
     @property
     def idle(self) -> bool:
@@ -503,7 +504,7 @@ class Workbench(Index):
 
     def infer_shapes(self) -> None:
         """Infer shapes below what changed, as far as they were unknown, and look again where that told something."""
-        if self.has_subgraphs or self.graph is not self.model.graph:
+        if self.has_subgraphs or self.graph is not self.model.bare:
             self._infer_all()
             return
         heap = [(self.position(n), id(n)) for n in self._stale.values() if id(n) in self._alive]
@@ -547,9 +548,9 @@ class Workbench(Index):
             if self._shared:
                 self._shared = {}
                 self._slot = {id(n): k for k, n in enumerate(self._base)}
-        if self.has_subgraphs or self.graph is not self.model.graph:
+        if self.has_subgraphs or self.graph is not self.model.bare:
             self._link_all()
-        else:
+        elif self.model.linked:
             producers, readers, clear = self._producer, self._readers, list.clear
             for tensor in self._touched.values():
                 name, writers, reading = tensor.name, tensor.inputs, tensor.outputs
@@ -569,7 +570,7 @@ class Workbench(Index):
             self.model.flat = self._revision
 
     def _link_all(self) -> None:
-        graphs = list(self.model.graphs())
+        graphs = list(self.model.bare_graphs())
         for graph in graphs:
             for tensor in tensors(graph).values():
                 list.clear(tensor.inputs)
@@ -585,7 +586,7 @@ class Workbench(Index):
 
     def _own(self, tensor: gs.Tensor) -> None:
         """Remember in which scope an initializer is written."""
-        if self.graph is not self.model.graph:
+        if self.graph is not self.model.bare:
             self.model.header.inner_initializers.add(tensor.name)
 
     def _read(self, tensor: gs.Tensor, node: gs.Node) -> None:
