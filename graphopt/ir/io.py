@@ -24,7 +24,7 @@ from graphopt.ir import external, values
 from graphopt.ir.contents import Contents
 from graphopt.ir.convert import import_model
 from graphopt.ir.limits import check_claims
-from graphopt.ir.model import Model, Source
+from graphopt.ir.model import Digest, Model, Source
 from graphopt.ir.shapes import infer_original, infer_shapes, is_light, light_copy, serialized
 from graphopt.ir.verify import verify_input
 
@@ -32,7 +32,7 @@ OLDEST_OPSET = 7
 EXTERNAL_THRESHOLD = 1_900_000_000  # bytes of weights; protobuf itself ends at 2 GiB
 _INLINE_BELOW = 1024  # bytes; small constants stay in the file, where shape inference can read them
 _ALIGNMENT = 4096
-_HASHED_BESIDE = 1 << 20  # bytes from which on a thread pays
+_HASHED_LATER = 1 << 25  # bytes of a file that may be kept in memory until somebody asks for its hash
 _LARGEST = (1 << 31) - 1  # bytes of a file; protobuf reads no more
 
 
@@ -87,16 +87,32 @@ def _load(path: Path) -> Model:
     return model
 
 
-def _digest(data: bytes) -> str | Future[str]:
+class _Unhashed:
+    """The hash of bytes, which are kept until it is asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data: bytes | None = data
+        self._hash = ""
+
+    def result(self) -> str:
+        data, self._data = self._data, None
+        if data is not None:
+            self._hash = hashlib.sha256(data).hexdigest()
+        return self._hash
+
+
+def _digest(data: bytes) -> Digest:
     """The hash of a file's content, of a large one while other things are done."""
-    if len(data) < _HASHED_BESIDE:
-        return hashlib.sha256(data).hexdigest()
+    kept = _Unhashed(data)
+    if len(data) <= _HASHED_LATER:
+        return kept
     future: Future[str] = Future()
     worker = threading.Thread(target=lambda: future.set_result(hashlib.sha256(data).hexdigest()), daemon=True)
     try:
         worker.start()
     except RuntimeError:  # where there may be no more threads
-        return hashlib.sha256(data).hexdigest()
+        kept.result()
+        return kept
     return future
 
 

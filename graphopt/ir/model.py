@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,18 +27,24 @@ G_LOGGER.severity = G_LOGGER.CRITICAL + 1
 _uids = itertools.count()
 
 
+class Digest(Protocol):
+    """The hash of a file's content, computed by the time it is asked for."""
+
+    def result(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Source:
     """The file that a model was read from, and the files that hold its external data."""
 
     path: str
-    digest: str | Future[str]
+    digest: Digest
     data: frozenset[Path] = frozenset()
 
     @property
     def sha256(self) -> str:
         """Of the model file, without external data."""
-        return self.digest if isinstance(self.digest, str) else self.digest.result()
+        return self.digest.result()
 
 
 class Original(Protocol):

@@ -218,7 +218,7 @@ class Workbench(Index):
                         skipped.pop(key, None)
                     elif reason:
                         self.skip(node, reason)
-                    else:
+                    elif key in skipped:
                         self.unskip(node)
                 if key not in alive:
                     break

@@ -90,10 +90,9 @@ def _move(bench: Workbench, tensor: gs.Tensor, form: Axes, visited: _Visited) ->
     reason = region.why()
     done: set[int] = set()
     for part in parts(bench, region):
-        rewired = part.rewired(bench)
         if not part.moved:
             reason = part.reason or reason
-        elif not rewired & done:
+        elif not (rewired := part.rewired(bench)) & done:
             done |= rewired
             bench.counts["transposes_saved"] += part.saved
             bench.counts["nodes_moved"] += len(part.moved)

@@ -52,7 +52,10 @@ class Link:
     def price(self, moved: set[int]) -> bool:
         """Whether a conversion is needed."""
         has = self.producer in moved
-        return any((r in moved) != has for r in self.readers)
+        for reader in self.readers:  # noqa: SIM110 - asked very often
+            if (reader in moved) != has:
+                return True
+        return False
 
 
 @dataclass
