@@ -18,6 +18,7 @@ class Branches(RewritePass):
 
     name = "branches"
     kind = Kind.EXACT
+    resumes = True
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         return (Rule("branches_taken", ("If",), take_branch), Rule("range_bounds", ("Range",), scalar_bounds))

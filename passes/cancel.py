@@ -29,6 +29,7 @@ class Cancel(RewritePass):
 
     name = "cancel"
     kind = Kind.EXACT
+    resumes = True
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         return (

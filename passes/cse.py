@@ -24,6 +24,7 @@ class CommonSubexpressions(RewritePass):
 
     name = "cse"
     kind = Kind.EXACT
+    resumes = True
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         return (Rule("repeated_nodes", (), _Seen().merge, reach=1),)
@@ -36,7 +37,7 @@ class _Seen:
     nodes: dict[tuple[object, ...], gs.Node] = field(default_factory=dict)
 
     def merge(self, bench: Workbench, node: gs.Node) -> str | None:
-        if not bench.is_standard(node) or node.op in RANDOM_OPS or subgraphs(node):
+        if not bench.is_standard(node) or node.op in RANDOM_OPS or (node.attrs and subgraphs(node)):
             return None
         key = _key(node)
         twin = self.nodes.get(key)
@@ -53,9 +54,9 @@ class _Seen:
 def _key(node: gs.Node) -> tuple[object, ...]:
     return (
         node.op,
-        tuple(t.name for t in node.inputs),
-        tuple(sorted((k, _value(v)) for k, v in node.attrs.items())),
-        tuple(bool(t.name) for t in node.outputs),
+        tuple([t.name for t in node.inputs]),
+        tuple(sorted([(k, _value(v)) for k, v in node.attrs.items()])) if node.attrs else (),
+        tuple([bool(t.name) for t in node.outputs]),
     )
 
 

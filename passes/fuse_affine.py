@@ -28,6 +28,7 @@ class FuseAffine(RewritePass):
 
     name = "fuse-affine"
     kind = Kind.EXACT
+    resumes = True
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         return (

@@ -21,6 +21,7 @@ class FusePad(RewritePass):
 
     name = "fuse-pad"
     kind = Kind.EXACT
+    resumes = True
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         return (Rule("pads", ("Conv", "ConvInteger", "MaxPool", "AveragePool"), _blame_pad),)

@@ -26,6 +26,7 @@ class MakeGemm(RewritePass):
 
     name = "gemm"
     kind = Kind.EXACT
+    resumes = True
     requires = ("fold",)  # a bias must be an initializer
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:

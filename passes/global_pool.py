@@ -34,6 +34,7 @@ class GlobalPool(RewritePass):
 
     name = "global-pool"
     kind = Kind.EXACT
+    resumes = True
     requires = ("fold",)  # axes must be initializers
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:

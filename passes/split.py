@@ -20,6 +20,7 @@ class JoinSlices(RewritePass):
 
     name = "split"
     kind = Kind.EXACT
+    resumes = True
     requires = ("fold",)  # bounds must be initializers
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:

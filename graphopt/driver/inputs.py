@@ -72,13 +72,14 @@ def read_preprocess(setting: str | dict[str, Any] | None) -> Preprocess:
 
 def model_input(model: Model, layout: Any = None) -> ImageInput:
     """The one image input of a classifier. Raises ModelError when the model has another interface."""
-    if len(model.inputs) != 1:
-        names = ", ".join(repr(t.name) for t in model.inputs) or "none"
+    inputs = [t for t in model.bare.inputs if t.name not in model.header.input_defaults]
+    if len(inputs) != 1:
+        names = ", ".join(repr(t.name) for t in inputs) or "none"
         raise ModelError(
-            f"the model has {len(model.inputs)} inputs ({names}); an image classifier has one",
+            f"the model has {len(inputs)} inputs ({names}); an image classifier has one",
             "graphopt optimizes models that take one batch of images",
         )
-    tensor = model.inputs[0]
+    tensor = inputs[0]
     if tensor.shape is None or tensor.dtype is None or isinstance(tensor.dtype, int):
         raise ModelError(f"the model's input {tensor.name!r} has no known shape or dtype")
     return image_input(tensor.name, list(tensor.shape), tensor.dtype, layout=layout, classes=classes(model))
@@ -86,7 +87,7 @@ def model_input(model: Model, layout: Any = None) -> ImageInput:
 
 def classes(model: Model) -> int | None:
     """Number of classes, from the first output's shape [N, classes] (trailing 1s allowed); None if unknown."""
-    shape = model.outputs[0].shape
+    shape = model.bare.outputs[0].shape
     if shape is None or len(shape) < 2 or any(d != 1 for d in shape[2:]):
         return None
     return shape[1] if isinstance(shape[1], int) and shape[1] > 0 else None

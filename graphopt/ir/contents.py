@@ -44,6 +44,7 @@ class Contents:
     inner: list[onnx.GraphProto] = field(default_factory=list)  # those in functions
     attributes: list[tuple[onnx.NodeProto, AttributeProto]] = field(default_factory=list)
     overloaded: onnx.NodeProto | None = None  # a call of one of several functions of the same name
+    altered: bool = False  # whether something that the file holds has been taken out of the proto
 
     @classmethod
     def of(cls, proto: onnx.ModelProto) -> Contents:

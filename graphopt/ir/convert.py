@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -62,7 +63,19 @@ class Header:
         return twin
 
 
-def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> tuple[gs.Graph, Header, Blueprint]:
+class Imported(NamedTuple):
+    """The graph of a proto, and ``named``: its tensors by name, those of subgraphs left out.
+
+    The graph may still have to be linked (``ir.importer.link``), as ``blueprint.linked`` says.
+    """
+
+    graph: gs.Graph
+    header: Header
+    blueprint: Blueprint
+    named: dict[str, gs.Tensor]
+
+
+def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> Imported:
     """Import a proto. Raises ModelError, naming the node, for what the IR cannot hold, UnicodeDecodeError for names.
 
     The proto must not be changed afterwards.
@@ -100,29 +113,36 @@ def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> tu
     for sub in contents.graphs[1:]:
         header.inner_initializers.update(t.name for t in sub.initializer)
         header.inner_initializers.update(t.values.name for t in sub.sparse_initializer)
-    blueprint = Blueprint(proto)
+    blueprint = Blueprint(proto, linked=len(contents.graphs) > 1 or len(proto.functions) > 0)
     try:
-        graph = blueprint.build()
+        graph, named = blueprint.build_named()
     except (ModelError, UnicodeDecodeError):
         raise
     except Exception as error:
         raise ModelError(f"the model's graph cannot be imported: {error}") from error
-    return graph, header, blueprint
+    return Imported(graph, header, blueprint, named)
 
 
 class Blueprint:
-    """A proto from which the graph of a model can be built again, with the same values in it."""
+    """A proto from which the graph of a model can be built again, with the same values in it.
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        self.proto, self._values = proto, Values()
+    ``linked``: whether the tensors of what it builds list their readers and writers from the start.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, linked: bool) -> None:
+        self.proto, self.linked, self._values = proto, linked, Values()
 
     def build(self) -> gs.Graph:
         """A new graph, every node of which has a name."""
-        graph = import_graph(self.proto, self._values)
+        return self.build_named()[0]
+
+    def build_named(self) -> tuple[gs.Graph, dict[str, gs.Tensor]]:
+        """The same, and its tensors by name, those of subgraphs left out."""
+        graph, named = import_graph(self.proto, self._values, self.linked)
         for function, written in zip(graph.functions, self.proto.functions, strict=True):
             _finish_function(function, written)
         _name_nodes(graph)
-        return graph
+        return graph, named
 
 
 def _finish_function(function: gs.Function, proto: onnx.FunctionProto) -> None:
@@ -187,10 +207,11 @@ def _refuse_unreadable(proto: onnx.ModelProto, contents: Contents) -> None:
             )
     for graph in (*contents.graphs, *contents.inner):
         # Types other than tensors carry no shapes that the passes could use, and graphsurgeon cannot write them.
-        keep = [v for v in graph.value_info if v.type.HasField("tensor_type")]
-        if len(keep) != len(graph.value_info):
+        if not all(v.type.HasField("tensor_type") for v in graph.value_info):
+            keep = [v for v in graph.value_info if v.type.HasField("tensor_type")]
             del graph.value_info[:]
             graph.value_info.extend(keep)
+            contents.altered = True
     for sub in contents.graphs[1:]:
         for value in [*sub.input, *sub.output]:
             kind = value.type.WhichOneof("value") or (
@@ -201,14 +222,19 @@ def _refuse_unreadable(proto: onnx.ModelProto, contents: Contents) -> None:
     for value in [*proto.graph.input, *proto.graph.output]:
         if not value.type.HasField("tensor_type"):
             raise ModelError(f"graph input or output {value.name!r} is not a tensor")
+    sound: set[bytes] = set()  # many tensors are of one type
     for graph in contents.graphs:
         for value in [*graph.input, *graph.output, *graph.value_info]:
+            key = value.type.SerializeToString()
+            if key in sound:
+                continue
             # protobuf gives text that is not UTF-8 as bytes
             if any(isinstance(dim.dim_param, bytes) for dim in value.type.tensor_type.shape.dim):
                 raise ModelError(f"a dimension of {value.name!r} has a name that is not UTF-8 text")
             kind = value.type.tensor_type.elem_type
             if value.type.HasField("tensor_type") and kind not in _KINDS:
                 raise ModelError(f"{value.name!r} has the data type {kind}, which does not exist")
+            sound.add(key)
 
 
 def _name_nodes(graph: gs.Graph) -> None:

@@ -26,9 +26,10 @@ def write_graph(target: onnx.GraphProto, graph: gs.Graph, stub_above: int | None
         target.doc_string = graph.doc_string
     for node in graph.nodes:
         write_node(target.node.add(), node, stub_above)
+    types: dict[object, onnx.TypeProto] = {}
     for values, port in ((target.input, graph.inputs), (target.output, graph.outputs)):
         for tensor in port:
-            _write_value(values.add(), tensor)
+            _write_value(values.add(), tensor, types)
     interface = {t.name for t in (*graph.inputs, *graph.outputs)}
     for name, tensor in tensors(graph).items():
         if isinstance(tensor, gs.Constant):
@@ -37,7 +38,7 @@ def write_graph(target: onnx.GraphProto, graph: gs.Graph, stub_above: int | None
             elif weights:
                 write_tensor(target.initializer.add(), tensor, stub_above)
         elif name not in interface and (tensor.dtype is not None or tensor.shape is not None):
-            _write_value(target.value_info.add(), tensor)
+            _write_value(target.value_info.add(), tensor, types)
 
 
 def node_proto(node: gs.Node) -> onnx.NodeProto:
@@ -94,13 +95,8 @@ def is_raw(constant: gs.Constant) -> bool:
     return constant._export_dtype is None or dtype_to_onnx(constant._export_dtype) == _element(values.dtype)
 
 
-def write_tensor(
-    target: TensorProto, constant: gs.Constant, stub_above: int | None = None, with_values: bool = True
-) -> None:
-    """Write a constant that is not sparse into an empty proto; above so many bytes, as a stub.
-
-    Without ``with_values``, one whose array ``is_raw`` is written but for that.
-    """
+def write_tensor(target: TensorProto, constant: gs.Constant, stub_above: int | None = None) -> None:
+    """Write a constant that is not sparse into an empty proto; above so many bytes, as a stub."""
     values = constant._values
     if stub_above is not None and type(values) is not StubValues and nbytes(constant) > stub_above:
         values = StubValues(constant)
@@ -118,34 +114,43 @@ def write_tensor(
         target.data_type = _element(values.dtype)
         target.name = constant.name
         target.dims.extend(values.shape)
-        if with_values:
-            target.raw_data = values.tobytes()
+        target.raw_data = values.tobytes()
     else:
         target.CopyFrom(constant_to_onnx_tensor(constant))
     if constant.data_location is not None:
         target.data_location = constant.data_location
 
 
-def _write_value(target: onnx.ValueInfoProto, tensor: gs.Tensor) -> None:
+def _write_value(target: onnx.ValueInfoProto, tensor: gs.Tensor, types: dict[object, onnx.TypeProto]) -> None:
+    """Describe a tensor in an empty proto. ``types``: those made before, since many tensors are of one."""
     if isinstance(tensor, gs.Variable) and tensor.type != "tensor_type" and tensor.dtype is not None:
         target.CopyFrom(OnnxExporter.export_value_info_proto(tensor, False))
         return
     target.name = tensor.name
     if tensor.dtype is None:
         return
-    kind = target.type.tensor_type
-    kind.elem_type = _element(tensor.dtype)
     shape = tensor.shape
-    if shape is None:
-        return
-    dims = kind.shape.dim
-    dims.extend(())  # a scalar has a shape too
-    for size in shape:
-        dim = dims.add()
-        if isinstance(size, str):
-            dim.dim_param = size
-        elif size is not None:
-            dim.dim_value = size
+    key = (_element(tensor.dtype), None if shape is None else tuple(shape))
+    kind = types.get(key)
+    if kind is None:
+        kind = types[key] = _type(key[0], shape)
+    target.type.CopyFrom(kind)
+
+
+def _type(element: int, shape: Sequence[int | str | None] | None) -> onnx.TypeProto:
+    proto = onnx.TypeProto()
+    kind = proto.tensor_type
+    kind.elem_type = element
+    if shape is not None:
+        dims = kind.shape.dim
+        dims.extend(())  # a scalar has a shape too
+        for size in shape:
+            dim = dims.add()
+            if isinstance(size, str):
+                dim.dim_param = size
+            elif size is not None:
+                dim.dim_value = size
+    return proto
 
 
 @cache

@@ -60,33 +60,51 @@ def dtype_of(kind: int) -> object:
     return get_onnx_tensor_dtype(TensorProto(data_type=kind))
 
 
-def import_graph(proto: onnx.ModelProto, values: Values) -> gs.Graph:
-    """Import the main graph of a proto, with its subgraphs and functions."""
+def import_graph(proto: onnx.ModelProto, values: Values, linked: bool = True) -> tuple[gs.Graph, _Tensors]:
+    """Import the main graph of a proto, with its subgraphs and functions.
+
+    Returns it with all tensors that it names by their names, those of subgraphs left out. With ``linked`` false, which
+    is for graphs that have neither, its tensors do not list their readers and writers until ``link`` makes them.
+    """
     opset, domains = OnnxImporter.get_opset(proto), proto.opset_import
     functions = [
         OnnxImporter.import_function(f, model_opset=opset, model_import_domains=domains) for f in proto.functions
     ]
-    builder = _Builder(values, opset, domains)
-    graph = builder.graph(proto.graph, {}, functions)
+    builder = _Builder(values, opset, domains, linked)
+    named: _Tensors = {}
+    graph = builder.graph(proto.graph, {}, functions, named)
     graph.producer_name, graph.producer_version = proto.producer_name, proto.producer_version
     graph.ir_version = proto.ir_version
-    return graph
+    return graph, named
 
 
 class _Builder:
-    def __init__(self, values: Values, opset: int | None, domains: Sequence[onnx.OperatorSetIdProto]) -> None:
-        self._values, self._opset, self._domains = values, opset, domains
+    def __init__(
+        self, values: Values, opset: int | None, domains: Sequence[onnx.OperatorSetIdProto], linked: bool
+    ) -> None:
+        self._values, self._opset, self._domains, self._linked = values, opset, domains, linked
         self._has_subgraphs = False
+        self._types: dict[bytes, tuple[object, list[int | str | None] | None]] = {}  # many tensors are of one
 
-    def graph(self, proto: onnx.GraphProto, outer: _Tensors, functions: Sequence[object] = ()) -> gs.Graph:
-        own: _Tensors = {}
+    def graph(
+        self,
+        proto: onnx.GraphProto,
+        outer: _Tensors,
+        functions: Sequence[object] = (),
+        named: _Tensors | None = None,
+    ) -> gs.Graph:
+        """Import a graph. ``named`` is filled with its tensors."""
+        own: _Tensors = {} if named is None else named
+        weights = set()
         for tensor in proto.initializer:
-            if tensor.name not in own and tensor.name not in outer:
-                own[tensor.name] = self._constant(tensor.name, tensor)
+            name = tensor.name
+            weights.add(name)
+            if name not in own and name not in outer:
+                own[name] = self._constant(name, tensor)
         for sparse in proto.sparse_initializer:
             if sparse.values.name not in own and sparse.values.name not in outer:
                 own[sparse.values.name] = self._constant(sparse.values.name, sparse)
-        weights = {t.name for t in proto.initializer} | {t.values.name for t in proto.sparse_initializer}
+        weights.update([t.values.name for t in proto.sparse_initializer])
         for value in proto.value_info:
             self._describe(value, own, outer)
         inputs = [_interface(v, own) for v in proto.input if v.name not in weights]
@@ -110,18 +128,30 @@ class _Builder:
     def _constant(self, name: str, tensor: TensorProto | onnx.SparseTensorProto) -> gs.Constant:
         holder = tensor.values if isinstance(tensor, onnx.SparseTensorProto) else tensor
         located = holder.HasField("data_location") or holder is not tensor
-        return new_constant(name, self._values.of(tensor), int(holder.data_location) if located else None)
+        location = int(holder.data_location) if located else None
+        return new_constant(name, self._values.of(tensor), location, linked=self._linked)
 
     def _describe(self, value: onnx.ValueInfoProto, own: _Tensors, outer: _Tensors) -> None:
         """Take in what the file says of a tensor between operators; the first that says something counts."""
         known = own.get(value.name)
         if known is None:
             if value.name not in outer:
-                own[value.name] = new_described(value)
+                own[value.name] = self._new_described(value)
         elif isinstance(known, gs.Variable):
             more = new_described(value)
             known.dtype = known.dtype or more.dtype
             known.shape = known.shape or more.shape
+
+    def _new_described(self, value: onnx.ValueInfoProto) -> gs.Variable:
+        kind = value.type
+        if not kind.HasField("tensor_type"):
+            return new_described(value)
+        key = kind.SerializeToString()
+        found = self._types.get(key)
+        if found is None:
+            found = self._types[key] = described(kind.tensor_type)
+        dtype, shape = found
+        return new_variable(value.name, dtype, None if shape is None else shape.copy(), self._linked)
 
     def _node(self, proto: onnx.NodeProto, own: _Tensors, outer: _Tensors) -> gs.Node:
         attrs: dict[str, object] = {}
@@ -129,24 +159,28 @@ class _Builder:
             attrs[attr.name] = self._attribute(attr, own, outer)
         inputs, outputs = [], []
         for name in proto.input:
-            tensor = own.get(name) or outer.get(name)
+            tensor = own.get(name)
+            if tensor is None and outer:
+                tensor = outer.get(name)
             if tensor is None:
-                tensor = new_variable(name)
+                tensor = new_variable(name, linked=self._linked)
                 if name:
                     own[name] = tensor
             inputs.append(tensor)
         for name in proto.output:  # never of an outer graph
             tensor = own.get(name)
             if tensor is None:
-                tensor = new_variable(name)
+                tensor = new_variable(name, linked=self._linked)
                 if name:
                     own[name] = tensor
             outputs.append(tensor)
+        op, title = proto.op_type, proto.name
         domain = proto.domain if proto.HasField("domain") else None
-        for text in (proto.op_type, proto.name, domain, *attrs):
-            if type(text) is bytes:
-                _refuse(text)
-        return new_node(proto.op_type, proto.name, attrs, inputs, outputs, domain)
+        if not type(op) is type(title) is str or domain or attrs:
+            for text in (op, title, domain, *attrs):
+                if type(text) is bytes:
+                    _refuse(text)
+        return new_node(op, title, attrs, inputs, outputs, domain, self._linked)
 
     def _attribute(self, attr: AttributeProto, own: _Tensors, outer: _Tensors) -> object:
         kind = attr.type
@@ -161,7 +195,10 @@ class _Builder:
         if kind == AttributeProto.STRINGS:
             return [s.decode() for s in attr.strings] or EmptyList(kind)
         if kind == AttributeProto.TENSOR:
-            return self._constant(attr.t.name, attr.t)
+            constant = self._constant(attr.t.name, attr.t)
+            if not self._linked:
+                _unlink(constant)
+            return constant
         if kind == AttributeProto.GRAPH:
             self._has_subgraphs = True
             return self.graph(attr.g, {**outer, **own})
@@ -176,6 +213,22 @@ def _interface(value: onnx.ValueInfoProto, own: _Tensors) -> gs.Tensor:
 
 
 # --- objects of graphsurgeon, made without its constructors ------------------------------------------------------
+#
+# Its classes intercept every assignment to an attribute, and its lists take three calls to be made.
+
+
+class _Outward(SynchronizedList):
+    """What a node reads or what writes a tensor: the other side lists this under its outputs."""
+
+    __init__ = list.__init__  # type: ignore[assignment]
+    field_name = "outputs"
+
+
+class _Inward(SynchronizedList):
+    """What a node writes or what reads a tensor: the other side lists this under its inputs."""
+
+    __init__ = list.__init__  # type: ignore[assignment]
+    field_name = "inputs"
 
 
 def new_described(value: onnx.ValueInfoProto) -> gs.Variable:
@@ -183,9 +236,13 @@ def new_described(value: onnx.ValueInfoProto) -> gs.Variable:
     kind = value.type
     if not kind.HasField("tensor_type"):  # those of subgraphs may say nothing, or be of another kind
         return OnnxImporter.import_tensor(value)
-    tensor = kind.tensor_type
+    return new_variable(value.name, *described(kind.tensor_type))
+
+
+def described(tensor: onnx.TypeProto.Tensor) -> tuple[object, list[int | str | None] | None]:
+    """The dtype and the shape of a tensor type."""
     shape = shape_of(tensor) if tensor.HasField("shape") else None
-    return new_variable(value.name, dtype_of(tensor.elem_type) if tensor.elem_type else 0, shape)
+    return dtype_of(tensor.elem_type) if tensor.elem_type else 0, shape
 
 
 def shape_of(tensor: onnx.TypeProto.Tensor) -> list[int | str | None]:
@@ -197,14 +254,39 @@ def shape_of(tensor: onnx.TypeProto.Tensor) -> list[int | str | None]:
     return shape
 
 
-def new_variable(name: str, dtype: object = None, shape: list[int | str | None] | None = None) -> gs.Variable:
+def link(graph: gs.Graph) -> None:
+    """Let the tensors of a graph without subgraphs list their readers and writers, as graphsurgeon's do."""
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            _unlink(tensor)
+        for tensor in node.outputs:
+            _unlink(tensor)
+    for tensor in graph.inputs + graph.outputs:
+        _unlink(tensor)
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            _append(tensor.outputs, node)
+        for tensor in node.outputs:
+            _append(tensor.inputs, node)
+
+
+def _unlink(tensor: gs.Tensor) -> None:
+    writers, readers = _Outward(), _Inward()
+    writers.parent_obj = readers.parent_obj = tensor
+    _set(tensor, "inputs", writers)
+    _set(tensor, "outputs", readers)
+
+
+def new_variable(
+    name: str, dtype: object = None, shape: list[int | str | None] | None = None, linked: bool = True
+) -> gs.Variable:
     """A variable that nothing writes or reads yet."""
     if type(name) is bytes:
         _refuse(name)
-    tensor = gs.Variable.__new__(gs.Variable)
+    tensor = _new(gs.Variable)
     _set(tensor, "name", name)
-    _set(tensor, "inputs", _links(tensor, "outputs"))
-    _set(tensor, "outputs", _links(tensor, "inputs"))
+    if linked:
+        _unlink(tensor)
     _set(tensor, "dtype", dtype)
     _set(tensor, "shape", shape)
     _set(tensor, "type", "tensor_type")
@@ -212,15 +294,15 @@ def new_variable(name: str, dtype: object = None, shape: list[int | str | None] 
 
 
 def new_constant(
-    name: str, values: object, data_location: int | None = None, export_dtype: object = None
+    name: str, values: object, data_location: int | None = None, export_dtype: object = None, linked: bool = True
 ) -> gs.Constant:
     """A constant that nothing reads yet."""
     if type(name) is bytes:
         _refuse(name)
-    tensor = gs.Constant.__new__(gs.Constant)
+    tensor = _new(gs.Constant)
     _set(tensor, "name", name)
-    _set(tensor, "inputs", _links(tensor, "outputs"))
-    _set(tensor, "outputs", _links(tensor, "inputs"))
+    if linked:
+        _unlink(tensor)
     _set(tensor, "_values", values)
     _set(tensor, "data_location", data_location)
     _set(tensor, "_export_dtype", export_dtype)
@@ -234,22 +316,23 @@ def new_node(
     inputs: Sequence[gs.Tensor],
     outputs: Sequence[gs.Tensor],
     domain: str | None = None,
+    linked: bool = True,
 ) -> gs.Node:
-    """A node, with the lists of its tensors' readers and writers kept in step."""
-    node = gs.Node.__new__(gs.Node)
-    reads, writes = _links(node, "outputs"), _links(node, "inputs")
+    """A node; with ``linked``, the lists of its tensors' readers and writers are kept in step."""
+    node = _new(gs.Node)
+    reads, writes = _Outward(inputs), _Inward(outputs)
+    reads.parent_obj = writes.parent_obj = node
     _set(node, "op", op)
     _set(node, "name", name)
     _set(node, "attrs", attrs)
     _set(node, "inputs", reads)
     _set(node, "outputs", writes)
     _set(node, "domain", domain)
-    _extend(reads, inputs)
-    _extend(writes, outputs)
-    for tensor in inputs:
-        _append(tensor.outputs, node)
-    for tensor in outputs:
-        _append(tensor.inputs, node)
+    if linked:
+        for tensor in inputs:
+            _append(tensor.outputs, node)
+        for tensor in outputs:
+            _append(tensor.inputs, node)
     return node
 
 
@@ -258,10 +341,4 @@ def _refuse(text: bytes) -> None:
     text.decode()
 
 
-_append, _extend, _set = list.append, list.extend, object.__setattr__
-
-
-def _links(owner: object, field: str) -> SynchronizedList:
-    links = SynchronizedList.__new__(SynchronizedList)
-    links.parent_obj, links.field_name = owner, field
-    return links
+_append, _new, _set = list.append, object.__new__, object.__setattr__

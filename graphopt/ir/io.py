@@ -24,15 +24,15 @@ from graphopt.ir import external, values
 from graphopt.ir.contents import Contents
 from graphopt.ir.convert import import_model
 from graphopt.ir.limits import check_claims
-from graphopt.ir.model import Model, Source
-from graphopt.ir.shapes import infer_original, infer_shapes, light_copy
+from graphopt.ir.model import Digest, Model, Source
+from graphopt.ir.shapes import infer_original, infer_shapes, is_light, light_copy, serialized
 from graphopt.ir.verify import verify_input
 
 OLDEST_OPSET = 7
 EXTERNAL_THRESHOLD = 1_900_000_000  # bytes of weights; protobuf itself ends at 2 GiB
 _INLINE_BELOW = 1024  # bytes; small constants stay in the file, where shape inference can read them
 _ALIGNMENT = 4096
-_HASHED_BESIDE = 1 << 20  # bytes from which on a thread pays
+_HASHED_LATER = 1 << 25  # bytes of a file that may be kept in memory until somebody asks for its hash
 _LARGEST = (1 << 31) - 1  # bytes of a file; protobuf reads no more
 
 
@@ -63,18 +63,19 @@ def _load(path: Path) -> Model:
         check_claims(proto, contents)
         source = Source(str(path), digest, outside)
         external.inline_small(proto, contents, path.parent)
-        graph, header, blueprint = import_model(proto, contents)
-        model = Model(graph, header, source)
-        external.map_initializers(model.constants(), path.parent)
+        imported = import_model(proto, contents)
+        model = Model(imported.graph, imported.header, source, imported.blueprint.linked)
+        if outside:
+            external.map_initializers(model.constants(model.bare_graphs()), path.parent)
         verify_input(model, str(path))  # before the checker: it says more about structure
+        light = None if outside else data if is_light(proto) and not contents.altered else light_copy(proto)
         del data
-        light = None if outside else light_copy(proto)
-        _check(str(path) if light is None else light.SerializeToString(), path)
+        _check(str(path) if light is None else serialized(light), path)
         original = None
-        if light is None or proto.functions or blueprint.proto is not proto:
+        if light is None or proto.functions or imported.blueprint.proto is not proto:
             infer_shapes(model)
         else:
-            original = infer_original(graph, blueprint, light)
+            original = infer_original(imported, light)
             model.touch()
         model.mark_unchanged(original)
     except UnicodeDecodeError:
@@ -86,16 +87,32 @@ def _load(path: Path) -> Model:
     return model
 
 
-def _digest(data: bytes) -> str | Future[str]:
+class _Unhashed:
+    """The hash of bytes, which are kept until it is asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data: bytes | None = data
+        self._hash = ""
+
+    def result(self) -> str:
+        data, self._data = self._data, None
+        if data is not None:
+            self._hash = hashlib.sha256(data).hexdigest()
+        return self._hash
+
+
+def _digest(data: bytes) -> Digest:
     """The hash of a file's content, of a large one while other things are done."""
-    if len(data) < _HASHED_BESIDE:
-        return hashlib.sha256(data).hexdigest()
+    kept = _Unhashed(data)
+    if len(data) <= _HASHED_LATER:
+        return kept
     future: Future[str] = Future()
     worker = threading.Thread(target=lambda: future.set_result(hashlib.sha256(data).hexdigest()), daemon=True)
     try:
         worker.start()
     except RuntimeError:  # where there may be no more threads
-        return hashlib.sha256(data).hexdigest()
+        kept.result()
+        return kept
     return future
 
 
@@ -218,7 +235,7 @@ def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRES
     try:
         staged: Staged | None = None
         with contextlib.ExitStack() as stack:
-            weights = sum(values.nbytes(c) for c in model.constants())
+            weights = sum(values.nbytes(c) for c in model.constants(model.bare_graphs()))
             data: Path | None = None
             if weights > external_above:
                 data, existed, proto = _write_data(model, target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import onnx
@@ -44,29 +45,38 @@ def check_claims(proto: onnx.ModelProto, contents: Contents | None = None) -> No
 
 
 def _check_tensor(tensor: TensorProto) -> None:
-    where, kind, shape = f"tensor {tensor.name!r}", tensor.data_type, list(tensor.dims)
-    if kind not in _TYPES:
-        raise ModelError(f"{where} has the data type {kind}, which does not exist")
+    kind, shape = tensor.data_type, tuple(tensor.dims)
+    count, problem = _elements(kind, shape)
+    if problem:
+        raise ModelError(f"tensor {tensor.name!r} {problem}")
     if tensor.HasField("segment"):
-        raise ModelError(f"{where} is stored in segments, which graphopt does not read", "export the model again")
-    if len(shape) > MOST_DIMENSIONS:
-        raise ModelError(f"{where} has {len(shape)} dimensions; graphopt reads up to {MOST_DIMENSIONS}")
-    if min(shape, default=0) < 0:
-        raise ModelError(f"{where} has a negative dimension: its shape is {shape}")
-    if 16 * math.prod(d for d in shape if d) >= 1 << 63:
-        raise ModelError(f"{where} is larger than any memory: its shape is {shape}")
+        message = f"tensor {tensor.name!r} is stored in segments, which graphopt does not read"
+        raise ModelError(message, "export the model again")
     if tensor.data_location == TensorProto.EXTERNAL:
         return  # ``ir.external`` compares it with the file that it names
-    count = math.prod(shape)
     if tensor.HasField("raw_data"):
-        needed = data_bytes(kind, count)
-        if kind != TensorProto.STRING and len(tensor.raw_data) != needed:
-            raise ModelError(f"{where} has {len(tensor.raw_data)} bytes of data; its shape {shape} needs {needed}")
-        return
-    given = max(len(getattr(tensor, field)) for field in _FIELDS)
-    needed = (count * PACKED_BITS[kind] + 7) // 8 if kind in PACKED_BITS else count * (2 if kind in _PAIRS else 1)
+        unit, given, needed = "bytes of data", len(tensor.raw_data), data_bytes(kind, count)
+        if kind == TensorProto.STRING:
+            return
+    else:
+        unit, given = "values", max(len(getattr(tensor, field)) for field in _FIELDS)
+        needed = (count * PACKED_BITS[kind] + 7) // 8 if kind in PACKED_BITS else count * (2 if kind in _PAIRS else 1)
     if given != needed:
-        raise ModelError(f"{where} has {given} values; its shape {shape} needs {needed}")
+        raise ModelError(f"tensor {tensor.name!r} has {given} {unit}; its shape {list(shape)} needs {needed}")
+
+
+@lru_cache(maxsize=1024)
+def _elements(kind: int, shape: tuple[int, ...]) -> tuple[int, str]:
+    """The number of elements of a tensor, and what is wrong with its type or shape, in words; many have the same."""
+    if kind not in _TYPES:
+        return 0, f"has the data type {kind}, which does not exist"
+    if len(shape) > MOST_DIMENSIONS:
+        return 0, f"has {len(shape)} dimensions; graphopt reads up to {MOST_DIMENSIONS}"
+    if min(shape, default=0) < 0:
+        return 0, f"has a negative dimension: its shape is {list(shape)}"
+    if 16 * math.prod(d for d in shape if d) >= 1 << 63:
+        return 0, f"is larger than any memory: its shape is {list(shape)}"
+    return math.prod(shape), ""
 
 
 def _check_sparse(sparse: onnx.SparseTensorProto) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt import garbage
 from graphopt.ir import convert, wire
+from graphopt.ir.importer import link, new_constant
 from graphopt.ir.values import identity, is_sparse
 from graphopt.ir.view import all_graphs
 
@@ -27,22 +27,30 @@ G_LOGGER.severity = G_LOGGER.CRITICAL + 1
 _uids = itertools.count()
 
 
+class Digest(Protocol):
+    """The hash of a file's content, computed by the time it is asked for."""
+
+    def result(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Source:
     """The file that a model was read from, and the files that hold its external data."""
 
     path: str
-    digest: str | Future[str]
+    digest: Digest
     data: frozenset[Path] = frozenset()
 
     @property
     def sha256(self) -> str:
         """Of the model file, without external data."""
-        return self.digest if isinstance(self.digest, str) else self.digest.result()
+        return self.digest.result()
 
 
 class Original(Protocol):
     """What can build the graph of a model again, as it was read: each time a new one that shares the weights."""
+
+    linked: bool  # whether tensors of what it builds list who reads and writes them
 
     def build(self) -> gs.Graph: ...
 
@@ -55,8 +63,11 @@ class Model:
     write into the array.
     """
 
-    def __init__(self, graph: gs.Graph | None, header: convert.Header, source: Source | None = None) -> None:
+    def __init__(
+        self, graph: gs.Graph | None, header: convert.Header, source: Source | None = None, linked: bool = True
+    ) -> None:
         self._graph: gs.Graph | None = graph
+        self.linked = linked  # whether tensors list who reads and writes them
         self.header = header
         self.source = source
         self.revision = 0
@@ -64,21 +75,35 @@ class Model:
         self._names: set[str] | None = None
         self._captured: tuple[int, frozenset[str]] | None = None
         self.workbench: object = None  # what the last rewriting pass has found out, for the next one
+        self.flat: int | None = None  # the revision at which the graph is known to have no subgraphs
         self._as_read: int | None = None
         self._original: Original | None = None  # from which the graph of an unchanged model can be built again
 
     @property
     def graph(self) -> gs.Graph:
         """The main graph."""
-        if self._graph is None:
-            assert self._original is not None
+        graph = self.bare
+        if not self.linked:
             with garbage.paused():
-                self._graph = self._original.build()
-        return self._graph
+                link(graph)
+            self.linked = True
+        return graph
 
     @graph.setter
     def graph(self, graph: gs.Graph) -> None:
-        self._graph = graph
+        self._graph, self.linked = graph, True
+
+    @property
+    def bare(self) -> gs.Graph:
+        """The main graph for who asks no tensor for its ``inputs`` and ``outputs``.
+
+        Those of a large graph take time to make, and are not there before somebody has asked for ``graph``.
+        """
+        if self._graph is None:
+            assert self._original is not None
+            with garbage.paused():
+                self._graph, self.linked = self._original.build(), self._original.linked
+        return self._graph
 
     # --- conversion -----------------------------------------------------------------------------------------
 
@@ -88,8 +113,8 @@ class Model:
 
         Raises ModelError for what the IR cannot represent.
         """
-        graph, header, _ = convert.import_model(proto)
-        return cls(graph, header, source)
+        imported = convert.import_model(proto)
+        return cls(imported.graph, imported.header, source, imported.blueprint.linked)
 
     @classmethod
     def from_text(cls, text: str) -> Model:
@@ -106,7 +131,7 @@ class Model:
         With ``stub_above``, initializers of more bytes than that keep their type and shape but carry no data:
         enough for shape inference and structure, at no memory.
         """
-        return convert.export_model(self.graph, self.header, stub_above)
+        return convert.export_model(self.bare, self.header, stub_above)
 
     def to_bytes(self) -> bytes:
         """Serialize, deterministically. Only for models under 2 GB; ``ir.io.save`` has no such limit."""
@@ -114,11 +139,11 @@ class Model:
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """What ``to_bytes`` joins: the weights among it are views of their arrays."""
-        if len(list(self.graphs())) > 1 or self.header.input_defaults:  # there are initializers elsewhere
+        if len(list(self.bare_graphs())) > 1 or self.header.input_defaults:  # there are initializers elsewhere
             yield self.to_proto().SerializeToString(deterministic=True)
             return
-        weights = [c for c in self.constants() if not is_sparse(c)]
-        yield from wire.pieces(convert.export_model(self.graph, self.header, weights=False), weights)
+        weights = [c for c in self.constants(self.bare_graphs()) if not is_sparse(c)]
+        yield from wire.pieces(convert.export_model(self.bare, self.header, weights=False), weights)
 
     def copy(self) -> Model:
         """An independent graph that shares the weight arrays."""
@@ -136,6 +161,7 @@ class Model:
     @contextmanager
     def edit(self) -> Iterator[gs.Graph]:
         """The way to change the graph: the revision moves when the block ends, even by an exception."""
+        self.flat = None
         try:
             yield self.graph
         finally:
@@ -173,7 +199,7 @@ class Model:
     def fresh_name(self, stem: str) -> str:
         """A node or tensor name that nothing in the model uses; the same calls give the same names."""
         if self._names is None:
-            self._names = set(self._all_names())
+            self._names = self._all_names()
         name = stem
         for k in itertools.count(1):
             if name not in self._names:
@@ -185,7 +211,7 @@ class Model:
     def constant(self, stem: str, values: np.ndarray) -> gs.Constant:
         """A new initializer with a fresh name."""
         # not ascontiguousarray, which turns a scalar into a vector
-        return gs.Constant(self.fresh_name(stem), np.asarray(values, order="C"))
+        return new_constant(self.fresh_name(stem), np.asarray(values, order="C"))
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -210,7 +236,11 @@ class Model:
 
     def graphs(self) -> Iterator[gs.Graph]:
         """The main graph, then every subgraph (bodies of local functions are not included)."""
-        return all_graphs(self.graph)
+        return iter((self.graph,)) if self.flat == self.revision else all_graphs(self.graph)
+
+    def bare_graphs(self) -> Iterator[gs.Graph]:
+        """The same for whom ``bare`` is enough."""
+        return iter((self.bare,)) if self.flat == self.revision else all_graphs(self.bare)
 
     def constants(self, graphs: Iterable[gs.Graph] | None = None) -> Iterator[gs.Constant]:
         """Every initializer once, in order of first use, those of subgraphs included.
@@ -227,20 +257,26 @@ class Model:
         """Names of main-graph tensors that some subgraph reads by name. They must not be renamed or removed."""
         if self._captured is None or self._captured[0] != self.revision:
             names: set[str] = set()
-            for sub in itertools.islice(self.graphs(), 1, None):
+            for sub in itertools.islice(self.bare_graphs(), 1, None):
                 names.update(t.name for n in sub.nodes for t in n.inputs)
                 names.update(t.name for t in sub.outputs)
             self._captured = (self.revision, frozenset(names))
         return self._captured[1]
 
     def is_output(self, tensor: gs.Tensor) -> bool:
-        return any(tensor is out for out in self.graph.outputs)
+        return any(tensor is out for out in self.bare.outputs)
 
-    def fingerprint(self, graphs: Iterable[gs.Graph] | None = None) -> int:
+    def fingerprint(self) -> int:
         """A number that changes when the structure or the identity of a weight array does. Linear, cheap."""
+        return self.survey()[0]
+
+    def survey(self) -> tuple[int, list[gs.Constant], int]:
+        """The fingerprint, every initializer as ``constants`` gives them, and the number of nodes, in one walk."""
         parts: list[object] = [self.opset, tuple(sorted(self.metadata.items()))]
         constants: dict[int, gs.Constant] = {}
-        for graph in self.graphs() if graphs is None else graphs:
+        nodes = 0
+        for graph in self.bare_graphs():
+            nodes += len(graph.nodes)
             for node in graph.nodes:
                 parts += (node.op, node.name, node.domain)
                 if node.attrs:
@@ -249,18 +285,22 @@ class Model:
                     parts.append(tensor.name)
                     if type(tensor) is gs.Constant:
                         constants[id(tensor)] = tensor
-                parts += [t.name for t in node.outputs]
-            parts.append(tuple([t.name for t in graph.inputs + graph.outputs]))
-            constants.update((id(t), t) for t in graph.outputs if isinstance(t, gs.Constant))
-        return hash((tuple(parts), tuple([identity(c._values) for c in constants.values()])))
+                for tensor in node.outputs:
+                    parts.append(tensor.name)
+            interface = graph.inputs + graph.outputs
+            parts.append(tuple([t.name for t in interface]))
+            constants.update((id(t), t) for t in interface if type(t) is gs.Constant)
+        weights = list(constants.values())
+        return hash((tuple(parts), tuple([identity(c._values) for c in weights]))), weights, nodes
 
-    def _all_names(self) -> Iterator[str]:
-        for graph in self.graphs():
-            yield from (t.name for t in graph.inputs + graph.outputs)
-            for node in graph.nodes:
-                yield node.name
-                yield from (t.name for t in node.inputs)
-                yield from (t.name for t in node.outputs)
+    def _all_names(self) -> set[str]:
+        names: set[str] = set()
+        for graph in self.bare_graphs():
+            names.update([t.name for t in graph.inputs + graph.outputs])
+            names.update([n.name for n in graph.nodes])
+            names.update([t.name for n in graph.nodes for t in n.inputs])
+            names.update([t.name for n in graph.nodes for t in n.outputs])
+        return names
 
 
 _PLAIN = frozenset((int, float, str, bytes))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnx import TensorProto
 from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
 
 from graphopt.errors import ModelError
-from graphopt.ir.convert import Blueprint, pairs
+from graphopt.ir.convert import Blueprint, Imported, pairs
 from graphopt.ir.exporter import node_proto
 from graphopt.ir.importer import dtype_of, shape_of
 from graphopt.ir.limits import bounded_memory
@@ -36,8 +37,8 @@ def infer_shapes(model: Model, *, fresh: bool = False) -> None:
     """
     if fresh:
         _forget(model)
-    inferred = _infer(model.to_proto(VALUES_BELOW), values=not any(map(_is_endless, _variables(model.graph))))
-    _take_in(model.graph, inferred)
+    inferred = _infer(model.to_proto(VALUES_BELOW), values=not _endless(model.bare))
+    _take_in(model.bare, inferred)
     model.touch()
 
 
@@ -52,16 +53,16 @@ def infer_from_inputs(model: Model) -> list[list[int | str | None] | None]:
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value"):
                 dim.Clear()
-    inferred = _infer(proto, values=not any(map(_is_endless, _variables(model.graph))), strict=True)
-    _take_in(model.graph, inferred)
+    inferred = _infer(proto, values=not _endless(model.bare), strict=True)
+    _take_in(model.bare, inferred)
     model.touch()
     kinds = [value.type.tensor_type for value in inferred.graph.output]
     return [shape_of(kind) if kind.HasField("shape") else None for kind in kinds]
 
 
 def _forget(model: Model) -> None:
-    interface = {t.name for t in (*model.graph.inputs, *model.graph.outputs)}
-    for graph in model.graphs():
+    interface = {t.name for t in (*model.bare.inputs, *model.bare.outputs)}
+    for graph in model.bare_graphs():
         for name, tensor in tensors(graph).items():
             if isinstance(tensor, gs.Variable) and name not in interface:
                 tensor.shape = None
@@ -72,25 +73,41 @@ class Original:
 
     def __init__(self, blueprint: Blueprint, inferred: onnx.ModelProto) -> None:
         self._blueprint, self._inferred = blueprint, inferred
+        self.linked = blueprint.linked
 
     def build(self) -> gs.Graph:
-        graph = self._blueprint.build()
-        _take_in(graph, self._inferred)
+        graph, named = self._blueprint.build_named()
+        _take_in(graph, self._inferred, named)
         return graph
 
 
-def infer_original(graph: gs.Graph, blueprint: Blueprint, light: onnx.ModelProto) -> Original:
+def infer_original(imported: Imported, light: onnx.ModelProto | bytes) -> Original:
     """Like ``infer_shapes``, for a graph as its blueprint has just built it: nothing is exported for it.
 
-    ``light`` is the light copy of the blueprint's proto, and is used up.
+    ``light`` is the light copy of the blueprint's proto, and is used up, or the bytes of one that is light itself.
     """
-    for target, tensor in zip(light.graph.initializer, blueprint.proto.graph.initializer, strict=True):
-        if _is_large(tensor):
-            target.Clear()
-            write_stub(target, tensor.name, tensor.data_type, tensor.dims)
-    inferred = _infer(light, values=not any(map(_is_endless, _variables(graph))))
-    _take_in(graph, inferred)
+    blueprint = imported.blueprint
+    if not isinstance(light, bytes):
+        for target, tensor in zip(light.graph.initializer, blueprint.proto.graph.initializer, strict=True):
+            if _is_large(tensor):
+                target.Clear()
+                write_stub(target, tensor.name, tensor.data_type, tensor.dims)
+    written, named = blueprint.proto.graph, imported.named
+    described = (named.get(v.name) for v in (*written.input, *written.output, *written.value_info))
+    others = (t for graph in islice(all_graphs(imported.graph), 1, None) for t in tensors(graph).values())
+    endless = any(t is not None and _is_endless(t) for t in chain(described, others))
+    inferred = _infer(light, values=not endless)
+    _take_in(imported.graph, inferred, imported.named)
     return Original(blueprint, inferred)
+
+
+def is_light(proto: onnx.ModelProto) -> bool:
+    """Whether a model has no large initializer, so that it may serve as its own light copy."""
+    return not any(map(_is_large, proto.graph.initializer))
+
+
+def serialized(model: onnx.ModelProto | bytes) -> bytes:
+    return model if isinstance(model, bytes) else model.SerializeToString()
 
 
 def light_copy(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -139,28 +156,45 @@ def _copy_field(target: onnx.ModelProto | onnx.GraphProto, name: str, value: Any
         getattr(target, name).extend(value)
 
 
-def _take_in(main: gs.Graph, proto: onnx.ModelProto) -> None:
-    """Give the tensors of a graph the types that they lack and the shapes that inference has found."""
+def _take_in(main: gs.Graph, proto: onnx.ModelProto, named: Mapping[str, gs.Tensor] | None = None) -> None:
+    """Give the tensors of a graph the types that they lack and the shapes that inference has found.
+
+    ``named``: the tensors of the main graph, where they are at hand.
+    """
     interface = {t.name for t in (*main.inputs, *main.outputs)}
+    types: dict[bytes, tuple[int, list[int | str | None] | None]] = {}  # many tensors are of one type
     for graph, inferred in pairs(main, proto.graph):
         # A tensor that a subgraph reads from outside is described outside; two branches may use a name for two tensors.
-        found = tensors(graph)
+        found = tensors(graph) if named is None or graph is not main else named
         for value in inferred.value_info:
             name = value.name
             tensor = found.get(name)
             if tensor is None or not isinstance(tensor, gs.Variable) or name in interface:
                 continue
             kind = value.type
-            if not kind.HasField("tensor_type"):
-                continue
-            inner = kind.tensor_type
-            if tensor.dtype is None and inner.elem_type:
-                tensor.dtype = dtype_of(inner.elem_type)
-            if inner.HasField("shape"):
-                tensor.shape = [_tidy(d) for d in shape_of(inner)]
+            key = kind.SerializeToString()
+            known = types.get(key)
+            if known is None:
+                known = types[key] = _described(kind)
+            element, shape = known
+            if element and tensor.dtype is None:
+                tensor.dtype = dtype_of(element)
+            if shape is not None:
+                _set(tensor, "shape", shape.copy())
 
 
-def _infer(proto: onnx.ModelProto, values: bool, strict: bool = False) -> onnx.ModelProto:
+_set = object.__setattr__  # graphsurgeon's own is many times as slow
+
+
+def _described(kind: onnx.TypeProto) -> tuple[int, list[int | str | None] | None]:
+    """Element type and shape of a type, 0 and None for what it leaves open."""
+    if not kind.HasField("tensor_type"):
+        return 0, None
+    inner = kind.tensor_type
+    return inner.elem_type, [_tidy(d) for d in shape_of(inner)] if inner.HasField("shape") else None
+
+
+def _infer(proto: onnx.ModelProto | bytes, values: bool, strict: bool = False) -> onnx.ModelProto:
     """ONNX shape inference; with ``values``, small integers are followed through the graph where memory allows it.
 
     For that, onnx writes out every element of the vectors that Add, Cast, Concat and their like read, at about 75
@@ -173,12 +207,14 @@ def _infer(proto: onnx.ModelProto, values: bool, strict: bool = False) -> onnx.M
     raise ModelError(f"the shapes of the model's tensors alone take more than {_MEMORY >> 20} MiB of memory")
 
 
-def _variables(main: gs.Graph) -> Iterator[gs.Variable]:
-    for graph in all_graphs(main):
-        yield from (t for t in tensors(graph).values() if isinstance(t, gs.Variable))
+def _endless(main: gs.Graph) -> bool:
+    """Whether a vector is so long that its elements should not be followed."""
+    return any(_is_endless(t) for graph in all_graphs(main) for t in tensors(graph).values())
 
 
-def _is_endless(tensor: gs.Variable) -> bool:
+def _is_endless(tensor: gs.Tensor) -> bool:
+    if not isinstance(tensor, gs.Variable):
+        return False
     shape = tensor.shape
     return shape is not None and len(shape) == 1 and isinstance(shape[0], int) and shape[0] > _LONGEST_VECTOR
 

@@ -41,7 +41,7 @@ class _Stored(LazyValues):
     """Values still in the file's proto. They are read once for all copies of a model, while the array lives."""
 
     def __init__(self, tensor: TensorProto | onnx.SparseTensorProto, dtype: object) -> None:
-        self.tensor, self.shape, self.dtype = tensor, tensor.dims, dtype
+        self.tensor, self.shape, self.dtype = tensor, tuple(tensor.dims), dtype
         self.token = -1 - next(_tokens)  # never the id of an object
         self.size: int | None = None  # bytes, once asked for
         self._array: weakref.ref[np.ndarray] | None = None
@@ -58,7 +58,7 @@ class _Stored(LazyValues):
     def _read(self) -> np.ndarray:
         tensor = self.tensor
         if isinstance(self.dtype, np.dtype) and self.dtype in SAME_IN_FILES and (raw := tensor.raw_data):
-            return np.frombuffer(raw, _LITTLE[self.dtype]).reshape(tuple(self.shape))
+            return np.frombuffer(raw, _LITTLE[self.dtype]).reshape(self.shape)
         return np.asarray(numpy_helper.to_array(tensor))
 
 
@@ -112,6 +112,12 @@ def write_stub(proto: TensorProto, name: str, kind: int, shape: Iterable[int]) -
 
 def onnx_dtype(tensor: gs.Tensor) -> int:
     """The TensorProto data type of a tensor whose dtype is known."""
+    if type(tensor) is gs.Constant:
+        values = tensor._values
+        if type(values) is np.ndarray:
+            return _kind(values.dtype)
+        if type(values) is StoredValues:
+            return int(values.tensor.data_type)
     if isinstance(tensor, gs.Constant) and isinstance(tensor._values, LazyValues):
         proto = getattr(tensor._values, "tensor", None)
         if isinstance(proto, TensorProto):
@@ -121,15 +127,20 @@ def onnx_dtype(tensor: gs.Tensor) -> int:
     return int(dtype_to_onnx(tensor.dtype))
 
 
+@cache
+def _kind(dtype: np.dtype) -> int:
+    return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
+
+
 def nbytes(tensor: gs.Constant) -> int:
     """Bytes of an initializer's data, without loading it; for text, an estimate."""
     values = tensor._values
-    if type(values) is np.ndarray and values.dtype in SAME_IN_FILES:
-        return values.nbytes
     if isinstance(values, _Stored):
         if values.size is None:
-            values.size = data_bytes(onnx_dtype(tensor), math.prod(int(d) for d in tensor.shape))
+            values.size = data_bytes(onnx_dtype(tensor), math.prod(values.shape))
         return values.size
+    if type(values) is np.ndarray and values.dtype in SAME_IN_FILES:
+        return values.nbytes
     return data_bytes(onnx_dtype(tensor), math.prod(int(d) for d in tensor.shape))
 
 
@@ -149,6 +160,8 @@ def _itemsize(kind: int) -> int:
 
 def is_sparse(tensor: gs.Constant) -> bool:
     """Whether an initializer was given by its nonzero values, and is written so again."""
+    if type(tensor._values) is np.ndarray or type(tensor._values) is StoredValues:
+        return False
     return not isinstance(getattr(tensor._values, "tensor", TensorProto()), TensorProto)
 
 

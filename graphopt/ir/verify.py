@@ -18,15 +18,23 @@ class Snapshot:
 
     inputs: tuple[tuple[object, ...], ...]
     outputs: tuple[tuple[object, ...], ...]
-    known: dict[str, tuple[bool, int | None]]
+    typed: frozenset[str]  # variables of known dtype
+    ranked: frozenset[str]  # variables of known rank
+    constants: frozenset[str]
 
     @classmethod
     def of(cls, model: Model) -> Snapshot:
-        known = {
-            name: (t.dtype is not None, None if t.shape is None else len(t.shape))
-            for name, t in tensors(model.graph).items()
-        }
-        return cls(_interface(model.graph.inputs), _interface(model.graph.outputs), known)
+        typed, ranked, constants = [], [], []
+        for name, tensor in tensors(model.bare).items():
+            if isinstance(tensor, gs.Constant):
+                constants.append(name)
+                continue
+            if tensor.dtype is not None:
+                typed.append(name)
+            if tensor.shape is not None:
+                ranked.append(name)
+        interface = _interface(model.bare.inputs), _interface(model.bare.outputs)
+        return cls(*interface, frozenset(typed), frozenset(ranked), frozenset(constants))
 
 
 def _interface(tensors: list[gs.Tensor]) -> tuple[tuple[object, ...], ...]:
@@ -36,11 +44,12 @@ def _interface(tensors: list[gs.Tensor]) -> tuple[tuple[object, ...], ...]:
 def problems(model: Model) -> list[str]:
     """What is structurally wrong with a model: names, single assignment, order, dangling reads. Linear."""
     found: list[str] = []
-    _graph_problems(model.graph, frozenset(), found, "")
+    _graph_problems(model.bare, frozenset(), found, "")
     return found
 
 
-def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], where: str) -> None:
+def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], where: str) -> dict[str, gs.Tensor]:
+    """Add what is wrong with a graph to ``found``. Returns its tensors by name."""
     tensors: dict[str, gs.Tensor] = {}
     defined: set[str] = set(outer)
     for tensor in graph.inputs:
@@ -50,30 +59,60 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
         defined.add(tensor.name)
     produced: dict[str, str] = {}
     node_names: set[str] = set()
+    late: list[tuple[str, str]] = []
+    nested = False
     for node in graph.nodes:
-        if node.name in node_names:
-            found.append(f"two nodes are named {node.name!r}{where}")
-        node_names.add(node.name)
-        for tensor in node.outputs:
+        title, outputs = node.name, node.outputs
+        if title in node_names:
+            found.append(f"two nodes are named {title!r}{where}")
+        node_names.add(title)
+        if node.attrs and subgraphs(node):
+            nested = True
+        for tensor in outputs:
             name = tensor.name
             if not name:
                 continue
             if name in produced:
-                found.append(f"tensor {name!r} is written by {produced[name]!r} and {node.name!r}{where}")
+                found.append(f"tensor {name!r} is written by {produced[name]!r} and {title!r}{where}")
             elif name in defined and name not in outer:
-                found.append(f"node {node.name!r} writes the graph input {name!r}{where}")
-            produced[name] = node.name
-        for tensor in (*node.inputs, *node.outputs):
+                found.append(f"node {title!r} writes the graph input {name!r}{where}")
+            produced[name] = title
+        for tensor in node.inputs:
             name = tensor.name
             if not name:
                 continue
-            other = tensors.setdefault(name, tensor)
-            if other is not tensor and name not in outer:
+            if tensors.setdefault(name, tensor) is not tensor and name not in outer:
                 found.append(f"two different tensors are named {name!r}{where}")
             if type(tensor) is gs.Constant:
                 if name in produced:
                     found.append(f"node {produced[name]!r} writes the initializer {name!r}{where}")
                 defined.add(name)
+            elif name not in defined:
+                late.append((title, name))
+        for tensor in outputs:
+            name = tensor.name
+            if name:
+                if tensors.setdefault(name, tensor) is not tensor and name not in outer:
+                    found.append(f"two different tensors are named {name!r}{where}")
+                if type(tensor) is gs.Constant:
+                    found.append(f"node {title!r} writes the initializer {name!r}{where}")
+                defined.add(name)
+    if nested:
+        late = _nested_problems(graph, defined - produced.keys() | outer, produced, found)
+    if late:
+        found.extend(_order_problems(graph, late, produced, where))
+    for tensor in graph.outputs:
+        if tensor.name not in defined and not isinstance(tensor, gs.Constant):
+            found.append(f"the graph output {tensor.name!r} is never written{where}")
+    for tensor in graph.outputs:
+        tensors.setdefault(tensor.name, tensor)
+    return tensors
+
+
+def _nested_problems(
+    graph: gs.Graph, defined: set[str], produced: dict[str, str], found: list[str]
+) -> list[tuple[str, str]]:
+    """Add what is wrong with a graph's subgraphs; what its nodes, those of subgraphs included, read too early."""
     late: list[tuple[str, str]] = []
     for node in graph.nodes:
         for tensor in node.inputs:
@@ -89,11 +128,7 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
         for tensor in node.outputs:
             if tensor.name:
                 defined.add(tensor.name)
-    if late:
-        found.extend(_order_problems(graph, late, produced, where))
-    for tensor in graph.outputs:
-        if tensor.name not in defined and not isinstance(tensor, gs.Constant):
-            found.append(f"the graph output {tensor.name!r} is never written{where}")
+    return late
 
 
 def _known_inside(node: gs.Node) -> set[str]:
@@ -129,19 +164,22 @@ def verify_input(model: Model, name: str) -> None:
 
 def verify(model: Model, before: Snapshot | None = None, blame: str = "") -> None:
     """Raise ContractError if a pass left the model malformed, or changed or forgot what it must keep."""
-    found = problems(model)
+    found: list[str] = []
+    tensors = _graph_problems(model.bare, frozenset(), found, "")
     if before is not None:
         for kind, old, new in (
-            ("inputs", before.inputs, _interface(model.graph.inputs)),
-            ("outputs", before.outputs, _interface(model.graph.outputs)),
+            ("inputs", before.inputs, _interface(model.bare.inputs)),
+            ("outputs", before.outputs, _interface(model.bare.outputs)),
         ):
             if old != new:
                 found.append(f"the graph's {kind} changed from {list(old)} to {list(new)}")
-        for name, tensor in tensors(model.graph).items():
-            had_dtype, had_rank = before.known.get(name, (False, None))
-            if had_dtype and tensor.dtype is None:
+        for name, tensor in tensors.items():
+            if isinstance(tensor, gs.Constant):
+                continue
+            had_values = name in before.constants
+            if tensor.dtype is None and (had_values or name in before.typed):
                 found.append(f"the dtype of {name!r} was known and is lost")
-            if had_rank is not None and tensor.shape is None:
+            if tensor.shape is None and (had_values or name in before.ranked):
                 found.append(f"the rank of {name!r} was known and is lost")
     if found:
         raise ContractError(f"{blame or 'the pass'} broke the model: " + "; ".join(found[:5]))

@@ -8,6 +8,7 @@ around them are put together here: the model, its graph, and the initializers, w
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import onnx
@@ -15,12 +16,17 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from graphopt.ir.exporter import is_raw, write_tensor
+from graphopt.ir.values import onnx_dtype
 
 Piece = bytes | memoryview
 
 _GRAPH = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
 _INITIALIZER = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
-_RAW_DATA = onnx.TensorProto.DESCRIPTOR.fields_by_name["raw_data"].number
+_DIMS, _DATA_TYPE, _NAME, _RAW_DATA, _DATA_LOCATION = (
+    onnx.TensorProto.DESCRIPTOR.fields_by_name[name].number
+    for name in ("dims", "data_type", "name", "raw_data", "data_location")
+)
+_SMALL = 1024  # bytes of values that are copied, which is less than a view of them takes
 
 
 def pieces(proto: onnx.ModelProto, weights: list[gs.Constant]) -> Iterator[Piece]:
@@ -50,14 +56,28 @@ def _tensor(constant: gs.Constant) -> list[Piece | TensorProto]:
     stored = getattr(constant._values, "tensor", None)
     if stored is not None and stored.name == constant.name:
         return [stored]
-    proto = TensorProto()
     if not is_raw(constant):
+        proto = TensorProto()
         write_tensor(proto, constant)
         return [proto]
-    write_tensor(proto, constant, with_values=False)
-    after = _split(proto, _RAW_DATA)[1] if constant.data_location is not None else b""
-    array = np.ascontiguousarray(constant._values).reshape(-1).view(np.uint8)
-    return [proto.SerializeToString(deterministic=True) + _lead(_RAW_DATA, array.nbytes), array.data, after]
+    array = np.ascontiguousarray(constant._values)  # of a scalar, a vector
+    name = constant.name.encode()
+    before = _shape(onnx_dtype(constant), constant._values.shape) + (_lead(_NAME, len(name)) + name if name else b"")
+    values = array.tobytes() if array.nbytes <= _SMALL else array.reshape(-1).view(np.uint8).data
+    if constant.data_location is None:
+        return [before + _lead(_RAW_DATA, array.nbytes), values]
+    return [before + _lead(_RAW_DATA, array.nbytes), values, _number(_DATA_LOCATION, constant.data_location)]
+
+
+@lru_cache(maxsize=1024)
+def _shape(kind: int, shape: tuple[int, ...]) -> bytes:
+    """The fields of an initializer that say its shape and type; many have the same."""
+    return b"".join([_number(_DIMS, size) for size in shape]) + _number(_DATA_TYPE, kind)
+
+
+def _number(field: int, value: int) -> bytes:
+    """A field that holds a number that is not negative."""
+    return _varint(field << 3) + _varint(value)
 
 
 def _split(message: onnx.ModelProto | onnx.GraphProto | TensorProto, number: int) -> tuple[bytes, bytes]:
@@ -78,6 +98,8 @@ def _lead(number: int, length: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
+    if value <= 0x7F:
+        return bytes((value,))
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
-import onnx_graphsurgeon as gs
 
 from graphopt import garbage
 from graphopt.errors import ContractError, GraphoptError, PassError
@@ -228,8 +227,9 @@ class _State:
 
     @classmethod
     def of(cls, model: Model) -> _State:
-        graphs = list(model.graphs())
-        return cls(model.revision, _size(model, graphs), model.fingerprint(graphs))
+        mark, weights, nodes = model.survey()
+        size = {"nodes": nodes, "initializers": len(weights), "weight_bytes": sum(map(nbytes, weights))}
+        return cls(model.revision, size, mark)
 
 
 @dataclass
@@ -262,12 +262,6 @@ def _as_it_is(model: Model, ctx: Context) -> Model:
     """A copy of the model; the reference serves where nothing has changed yet."""
     same = ctx.reference is not model and ctx.reference.is_copy_of(model)
     return ctx.reference if same else model.copy()
-
-
-def _size(model: Model, graphs: Sequence[gs.Graph]) -> dict[str, int]:
-    weights = [nbytes(c) for c in model.constants(graphs)]
-    nodes = sum(len(g.nodes) for g in graphs)
-    return {"nodes": nodes, "initializers": len(weights), "weight_bytes": sum(weights)}
 
 
 def _deep_check(step: Pass, model: Model) -> None:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
@@ -36,6 +37,9 @@ class RewritePass(Pass):
     """A pass whose ``rules`` run to a fixpoint over the main graph and every subgraph; dead nodes go with them."""
 
     counts_changes = True
+    # Whether what its rules and ``settle`` decide depends on no more than their state and what is within their reach of
+    # the node at hand. Run again, it then looks only where something has changed, with the rules that it had.
+    resumes: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -56,7 +60,7 @@ class RewritePass(Pass):
         while again:
             again, skipped = False, []
             # Subgraphs first: what they no longer read can then go.
-            graphs = [model.graph] if Workbench.kept(model) is not None else list(model.graphs())
+            graphs = [model.bare] if Workbench.kept(model) is not None else list(model.bare_graphs())
             for graph in reversed(graphs):
                 bench = self._run_on(model, graph, ctx)
                 counts.update(bench.counts)
@@ -66,26 +70,43 @@ class RewritePass(Pass):
         return PassResult(changed, {key: n for key, n in sorted(counts.items()) if n}, skipped)
 
     def _run_on(self, model: Model, graph: gs.Graph, ctx: Context) -> Workbench:
-        rules = [*self.rules(model, ctx)]
-        bench = Workbench.of(model, graph, max(r.reach for r in rules))
-        by_op: dict[str, list[tuple[str, Step]]] = {}
-        always: list[tuple[str, Step]] = [("dead_nodes_removed", remove_dead)]
-        for rule in rules:
-            for op in rule.ops:
-                by_op.setdefault(op, []).append((rule.name, rule.apply))
-            if not rule.ops:
-                always.append((rule.name, rule.apply))
-        bench.push_all(by_op if len(always) == 1 else ())
+        if not self.resumes:
+            graph = model.graph if graph is model.bare else graph  # rules may ask tensors who reads and writes them
+        bench = Workbench.of(model, graph)
+        memory = bench.recall(self, ctx) if self.resumes else None
+        table = _Table(self.rules(model, ctx)) if memory is None else memory.table
+        bench.begin(table.reach, table.wanted)
+        if memory is None:
+            bench.push_all()
+        else:
+            bench.resume(memory)
         try:
             while True:
-                bench.drain(by_op, always)
+                bench.drain(table.by_op, table.always)
                 bench.rule = self
                 self.settle(bench)
                 if bench.idle:
                     break
         finally:
             bench.finish()
+        if self.resumes:
+            bench.remember(self, ctx, table)
         return bench
+
+
+class _Table:
+    """The rules of one run, by the operators that they start at."""
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.reach = max(r.reach for r in rules)
+        self.by_op: dict[str, list[tuple[str, Step]]] = {}
+        self.always: list[tuple[str, Step]] = [("dead_nodes_removed", remove_dead)]
+        for rule in rules:
+            for op in rule.ops:
+                self.by_op.setdefault(op, []).append((rule.name, rule.apply))
+            if not rule.ops:
+                self.always.append((rule.name, rule.apply))
+        self.wanted = self.by_op.keys() if len(self.always) == 1 else None
 
 
 def remove_dead(bench: Workbench, node: gs.Node) -> str | None:
@@ -93,14 +114,20 @@ def remove_dead(bench: Workbench, node: gs.Node) -> str | None:
 
     Random ones stay: each draws from one stream of numbers, and without it the others would draw differently.
     """
+    if bench.is_read(node):
+        return None
     for tensor in node.outputs:
-        if tensor.name and (bench.readers(tensor) or bench.is_output(tensor) or bench.is_captured(tensor)):
+        if tensor.name and (bench.is_output(tensor) or bench.is_captured(tensor)):
             return None
-    inner = [n for top in subgraphs(node) for sub in all_graphs(top) for n in sub.nodes]
-    if not all(bench.is_standard(n) and n.op not in RANDOM_OPS for n in (node, *inner)):
+    inside = [n for top in subgraphs(node) for sub in all_graphs(top) for n in sub.nodes] if node.attrs else []
+    if not _may_go(bench, node) or not all(_may_go(bench, n) for n in inside):
         return "nothing reads its outputs, but it is a custom or random operator"
     bench.remove(node)
     return None
+
+
+def _may_go(bench: Workbench, node: gs.Node) -> bool:
+    return bench.is_standard(node) and node.op not in RANDOM_OPS
 
 
 __all__ = ["RewritePass", "Rule", "remove_dead"]

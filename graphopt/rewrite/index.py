@@ -24,14 +24,18 @@ _PLAIN = frozenset(
 )
 
 
+_PLAIN_KINDS = frozenset(map(type, _PLAIN))  # each type has a class of its own
 _STANDARD = (None, "", "ai.onnx")
 
 
 def plain_dtype(tensor: gs.Tensor) -> np.dtype | None:
     """The numpy type of a tensor, or None if it is unknown or numpy has no such type."""
-    if tensor.dtype is None or isinstance(tensor.dtype, int):
+    given = tensor._values.dtype if type(tensor) is gs.Constant else tensor.dtype
+    if type(given) is np.dtype or type(given) in _PLAIN_KINDS:
+        return given if given in _PLAIN else None
+    if given is None or isinstance(given, int):
         return None
-    dtype = np.dtype(tensor.dtype)
+    dtype = np.dtype(given)
     return dtype if dtype in _PLAIN else None
 
 
@@ -40,13 +44,14 @@ class Index:
 
     def __init__(self, model: Model, graph: gs.Graph | None = None) -> None:
         self.model = model
-        self.graph = model.graph if graph is None else graph
-        self._functions = {(f.domain or "", f.name) for f in model.graph.functions}
+        self.graph = model.bare if graph is None else graph
+        self._functions = {(f.domain or "", f.name) for f in model.bare.functions}
         self._schemas: dict[str, onnx.defs.OpSchema | None] = {}
         # The order of nodes: each original one has a slot, and nodes that take its place share it.
-        self._slots: list[list[gs.Node]] = [[n] for n in self.graph.nodes]
-        self._slot: dict[int, int] = {id(n): k for k, n in enumerate(self.graph.nodes)}
-        self._alive: dict[int, gs.Node] = {id(n): n for n in self.graph.nodes}
+        self._base: list[gs.Node] = self.graph.nodes
+        self._slot: dict[int, int] = {id(n): k for k, n in enumerate(self._base)}
+        self._shared: dict[int, list[gs.Node]] = {}  # slots of more than one node, some of them gone
+        self._alive: dict[int, gs.Node] = {id(n): n for n in self._base}
         self._moved = False  # whether the graph's own list of nodes is no longer theirs
         self._by_op: dict[str, dict[int, gs.Node]] = {}
         self._readers: dict[str, dict[int, gs.Node]] = {}
@@ -55,18 +60,29 @@ class Index:
         self._inputs = {t.name for t in self.graph.inputs}
         self._foreign: set[str] = set()
         self.has_subgraphs = any(node.attrs and subgraphs(node) for node in self.graph.nodes)
+        if not self.has_subgraphs and self.graph is model.bare:
+            model.flat = model.revision
         self._captured = set(_read_elsewhere(model, self.graph))
-        for node in self.graph.nodes:
-            self._by_op.setdefault(node.op, {})[id(node)] = node
+        by_op, readers, producer = self._by_op, self._readers, self._producer
+        for key, node in self._alive.items():
+            same = by_op.get(node.op)
+            if same is None:
+                by_op[node.op] = {key: node}
+            else:
+                same[key] = node
             for tensor in node.inputs:
-                if tensor.name:
-                    self._readers.setdefault(tensor.name, {})[id(node)] = node
+                name = tensor.name
+                known = readers.get(name)
+                if known is not None:
+                    known[key] = node
+                elif name:
+                    readers[name] = {key: node}
             for tensor in node.outputs:
                 if tensor.name:
-                    self._producer[tensor.name] = node
+                    producer[tensor.name] = node
         # Nodes whose outputs nobody may be reading: those that nobody does, and some more.
-        self._idle = {id(n): n for n in self.graph.nodes if not self.is_read(n)}
-        for other in model.graphs() if self.has_subgraphs or self.graph is not model.graph else (self.graph,):
+        self._idle = {key: n for key, n in self._alive.items() if not self.is_read(n)}
+        for other in model.bare_graphs() if self.has_subgraphs or self.graph is not model.bare else (self.graph,):
             for node in other.nodes:
                 if not self.is_standard(node):
                     self._foreign.update(reads(node))
@@ -76,18 +92,24 @@ class Index:
         if not self._moved:
             yield from self.graph.nodes
             return
-        alive = self._alive
-        for slot in self._slots:
-            for node in slot:
-                if id(node) in alive:
-                    yield node
+        alive, shared = self._alive, self._shared
+        for node in self._base:
+            if shared and (there := shared.get(self._slot[id(node)])) is not None:
+                yield from [n for n in there if id(n) in alive]
+            elif id(node) in alive:
+                yield node
 
     def position(self, node: gs.Node) -> tuple[int, int]:
         """Where a node stands in the order, to be compared with that of another."""
         slot = self._slot[id(node)]
-        if len(self._slots[slot]) == 1:
-            return slot, 0
-        return slot, next(k for k, n in enumerate(self._slots[slot]) if n is node)
+        there = self._shared.get(slot)
+        return slot, 0 if there is None else next(k for k, n in enumerate(there) if n is node)
+
+    def in_order(self, nodes: dict[int, gs.Node]) -> list[gs.Node]:
+        """Nodes, given by their ids, in the order in which they stand."""
+        if self._shared:
+            return sorted(nodes.values(), key=self.position)
+        return [nodes[key] for key in sorted(nodes, key=self._slot.__getitem__)]
 
     def is_alive(self, node: gs.Node) -> bool:
         return id(node) in self._alive
@@ -146,7 +168,10 @@ class Index:
 
     def is_standard(self, node: gs.Node) -> bool:
         """Whether the node's meaning is known: an operator of the ONNX standard, not a custom one or a function."""
-        return node.domain in _STANDARD and self._schema_of(node.op) is not None
+        if node.domain not in _STANDARD:
+            return False
+        schemas = self._schemas
+        return (schemas[node.op] if node.op in schemas else self._schema_of(node.op)) is not None
 
     def has_op(self, op: str) -> bool:
         """Whether the model's opset has a standard operator of this name."""
@@ -181,10 +206,10 @@ class Index:
 
 def _read_elsewhere(model: Model, graph: gs.Graph) -> frozenset[str]:
     """Names that graphs other than ``graph`` read. Two branches may use one name for two tensors: no harm done."""
-    if graph is model.graph:
+    if graph is model.bare:
         return model.captured()
     names: set[str] = set()
-    for other in model.graphs():
+    for other in model.bare_graphs():
         if other is not graph:
             names.update(t.name for n in other.nodes for t in n.inputs)
             names.update(t.name for t in other.outputs)

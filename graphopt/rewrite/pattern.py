@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -199,8 +199,8 @@ def _node(bench: Workbench, node: gs.Node, pattern: Op, so_far: Match) -> Iterat
     if node.op in _COMMUTATIVE and len(pattern.inputs) == len(node.inputs) == 2:
         orders.append(orders[0][::-1])
     for order in orders:
-        problems = tuple(_broadcasts(order, pattern.inputs))
-        yield from _inputs(bench, order, pattern.inputs, replace(here, problems=(*here.problems, *problems)))
+        problems = (*here.problems, *_broadcasts(order, pattern.inputs))
+        yield from _inputs(bench, order, pattern.inputs, Match(here.tensors, nodes, here.inside, problems))
 
 
 def _broadcasts(tensors: list[gs.Tensor], patterns: tuple[Pattern, ...]) -> Iterator[str]:
@@ -230,11 +230,11 @@ def _tensor(bench: Workbench, tensor: gs.Tensor, pattern: Pattern, so_far: Match
         return
     if isinstance(pattern, Op):
         producer = bench.producer(tensor)
-        if producer is None or producer.outputs[0].name != tensor.name:
+        if producer is None or producer.op not in pattern.ops or producer.outputs[0].name != tensor.name:
             return
-        known = any(n is producer for n in so_far.inside)
-        inside = so_far.inside if known else (*so_far.inside, producer)
-        yield from _node(bench, producer, pattern, replace(so_far, inside=inside))
+        if not any(n is producer for n in so_far.inside):
+            so_far = Match(so_far.tensors, so_far.nodes, (*so_far.inside, producer), so_far.problems)
+        yield from _node(bench, producer, pattern, so_far)
         return
     problems = so_far.problems
     if isinstance(pattern, Const):
@@ -248,7 +248,7 @@ def _tensor(bench: Workbench, tensor: gs.Tensor, pattern: Pattern, so_far: Match
     if name and name in so_far.tensors and so_far.tensors[name].name != tensor.name:
         return
     tensors = {**so_far.tensors, name: tensor} if name else so_far.tensors
-    yield replace(so_far, tensors=tensors, problems=problems)
+    yield Match(tensors, so_far.nodes, so_far.inside, problems)
 
 
 def _wrong_value(bench: Workbench, tensor: gs.Constant, pattern: Const) -> str | None:

@@ -6,11 +6,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 Dim = int | str | None
+_INTEGERS = (int, np.integer)
 
 
 def known(dim: object) -> bool:
     """Whether a dimension is a number. Zero and negative ones count as unknown: exporters write them for that."""
-    return isinstance(dim, int | np.integer) and not isinstance(dim, bool) and int(dim) > 0
+    if type(dim) is int:
+        return dim > 0
+    return isinstance(dim, _INTEGERS) and not isinstance(dim, bool) and int(dim) > 0
 
 
 def same(a: object, b: object) -> bool:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.ir import Model, infer_shapes
+from graphopt.ir.importer import new_variable
 from graphopt.ir.shapes import VALUES_BELOW, infer_node
 from graphopt.ir.values import nbytes
 from graphopt.ir.view import all_graphs, reads, subgraphs, tensors
@@ -24,6 +27,18 @@ from graphopt.rewrite.index import Index
 from graphopt.rewrite.shapes import known
 
 Step = Callable[["Workbench", gs.Node], str | None]
+
+
+@dataclass
+class Memory:
+    """What a pass leaves on a workbench for its next run there."""
+
+    owner: object
+    scope: object  # what else it worked with
+    table: Any  # its rules
+    seen: int  # entries of the journal that it knows
+    skipped: dict[int, dict[int, Skipped]]
+    notes: dict[str, Any]  # its own
 
 
 class Workbench(Index):
@@ -35,17 +50,18 @@ class Workbench(Index):
 
     def __init__(self, model: Model, graph: gs.Graph | None = None, reach: int = 2) -> None:
         super().__init__(model, graph)
-        self._begin(reach)
+        self._journal: list[gs.Node] = []  # nodes at which something has changed, in order
+        self._memories: dict[int, Memory] = {}  # by the id of the pass
+        self.begin(reach)
 
     @classmethod
-    def of(cls, model: Model, graph: gs.Graph, reach: int) -> Workbench:
+    def of(cls, model: Model, graph: gs.Graph) -> Workbench:
         """A workbench for one pass. That of the pass before serves again where the model is as it left it."""
         kept = cls.kept(model)
         if kept is not None and kept.graph is graph:
-            kept._begin(reach)
             return kept
-        bench = cls(model, graph, reach)
-        if graph is model.graph and not bench.has_subgraphs:
+        bench = cls(model, graph)
+        if graph is model.bare and not bench.has_subgraphs:
             model.workbench = bench
         return bench
 
@@ -55,18 +71,77 @@ class Workbench(Index):
         kept = model.workbench
         return kept if isinstance(kept, Workbench) and kept._revision == model.revision else None
 
-    def _begin(self, reach: int) -> None:
+    def begin(self, reach: int, wanted: Collection[str] | None = None) -> None:
+        """Start the work of a pass. ``wanted``: the operators that its rules start at, if not all."""
         self.changed = False
         self.edits = 0
-        self.reach = reach
+        self.reach, self.wanted = reach, wanted
         self.counts: Counter[str] = Counter()
         self._skipped: dict[int, dict[int, Skipped]] = {}
         self.rule: object = None  # what is at work: reasons belong to it, and it takes only its own back
+        # Ids of nodes, some of them gone, to look at again; None: no node was looked at before.
+        self.resumed: set[int] | None = None
+        self.notes: dict[str, Any] = {}  # what the pass wants to find here on its next run
         self._pending: deque[gs.Node] = deque()
         self._queued: set[int] = set()
         self._touched: dict[int, gs.Tensor] = {}  # whose readers or producer changed
         self._stale: dict[int, gs.Node] = {}  # whose output shapes may be known better now
         self._revision = self.model.revision
+
+    # --- from one run of a pass to its next ------------------------------------------------------------------
+
+    def recall(self, owner: object, scope: object) -> Memory | None:
+        """What a pass has left here, if so little has changed since that looking there is less than looking at all."""
+        found = self._memories.get(id(owner))
+        if found is None or found.owner is not owner or found.scope is not scope:
+            return None
+        changes, most = len(self._journal) - found.seen, len(self._alive) // 3
+        if changes > most:  # many of them may be at the same nodes
+            changes = len({id(n) for n in self._journal[found.seen :]}) if changes <= 20 * most else changes
+        return found if changes <= most else None
+
+    def remember(self, owner: object, scope: object, table: object) -> None:
+        """Keep what a pass has found out; its rules must have no work left."""
+        self._memories[id(owner)] = Memory(owner, scope, table, len(self._journal), self._skipped, self.notes)
+
+    def resume(self, memory: Memory) -> None:
+        """Look only at nodes around which something has changed since a pass was here last."""
+        around = self._around(memory.seen)
+        self.resumed = {*around, *map(id, self._journal[memory.seen :])}
+        self.notes = memory.notes
+        # What a pass says when its rules are done, it says anew.
+        self._skipped = {
+            key: {rule: said for rule, said in reasons.items() if rule != id(memory.owner)}
+            for key, reasons in memory.skipped.items()
+            if key not in around and key in self._alive
+        }
+        wanted = self.wanted
+        self._start_with(around if wanted is None else {key: n for key, n in around.items() if n.op in wanted})
+
+    def _around(self, since: int) -> dict[int, gs.Node]:
+        """Nodes changed since an entry of the journal, those above, and as many levels below as rules reach."""
+        alive, producer = self._alive, self._producer
+        level = {id(n): n for n in self._journal[since:]}
+        for node in list(level.values()):
+            above = [producer.get(t.name) for t in node.inputs]
+            level.update((id(n), n) for n in above if n is not None)
+        found = {key: n for key, n in level.items() if key in alive}
+        level = found
+        for _ in range(self.reach + 1):
+            below: dict[int, gs.Node] = {}
+            for node in level.values():
+                for tensor in node.outputs:
+                    below.update(self._readers.get(tensor.name, ()))
+            level = {key: n for key, n in below.items() if key not in found}
+            found = {**found, **level}
+        return found
+
+    def _start_with(self, nodes: dict[int, gs.Node]) -> None:
+        """Begin with these nodes, by their ids, and with all whose outputs nobody reads."""
+        self._idle = {key: n for key, n in self._idle.items() if not self.is_read(n)}
+        nodes.update(self._idle)
+        self._pending.extend(self.in_order(nodes))
+        self._queued.update(nodes)
 
     # --- the worklist ---------------------------------------------------------------------------------------
 
@@ -79,18 +154,39 @@ class Workbench(Index):
                 queued.add(key)
                 pending.append(node)
 
+    def _look(self, node: gs.Node) -> None:
+        """Look again at a node at which something has changed."""
+        self._journal.append(node)
+        key = id(node)
+        if key not in self._queued and key in self._alive:
+            self._queued.add(key)
+            self._pending.append(node)
+
     def push_below(self, node: gs.Node) -> None:
         """Look again at a node and at the nodes whose rules may reach up to it."""
-        readers = self._readers
-        level = {id(node): node}
-        for _ in range(self.reach + 1):
-            fresh = [n for key, n in level.items() if key in self._alive]
-            self.push(fresh)
-            level = {}
-            for tensor in [t for n in fresh for t in n.outputs]:
-                level.update(readers.get(tensor.name, ()))
-            if not level:
+        key = id(node)
+        if key not in self._alive:
+            return
+        self._journal.append(node)
+        queued, pending, readers, wanted = self._queued, self._pending, self._readers, self.wanted
+        if key not in queued:
+            queued.add(key)
+            pending.append(node)
+        level: Iterable[gs.Node] = (node,)
+        for _ in range(self.reach):
+            below: dict[int, gs.Node] = {}
+            for above in level:
+                for tensor in above.outputs:
+                    found = readers.get(tensor.name)
+                    if found:
+                        below.update(found)
+            if not below:
                 break
+            for key, reader in below.items():
+                if key not in queued and (wanted is None or reader.op in wanted):
+                    queued.add(key)
+                    pending.append(reader)
+            level = below.values()
 
     def drain(self, rules: dict[str, list[tuple[str, Step]]], always: list[tuple[str, Step]]) -> None:
         """Apply rules until no node waits: ``always`` to every node, ``rules`` by operator to standard ones.
@@ -99,7 +195,8 @@ class Workbench(Index):
         """
         idle, every = always[:1], always[1:]
         todo_of = {op: [*every, *steps] for op, steps in rules.items()}
-        alive, pending, queued, is_read = self._alive, self._pending, self._queued, self.is_read
+        alive, pending, queued, skipped = self._alive, self._pending, self._queued, self._skipped
+        is_read, is_standard = self.is_read, self.is_standard
         while pending:
             node = pending.popleft()
             key = id(node)
@@ -107,38 +204,34 @@ class Workbench(Index):
             if key not in alive:
                 continue
             todo = todo_of.get(node.op, every)
-            if todo is not every and not self.is_standard(node):
+            if todo is not every and not is_standard(node):
                 todo = every
-            if key in self._skipped or not is_read(node):
+            if key in skipped or (key in self._idle and not is_read(node)):
                 todo = [*idle, *todo]
             for name, step in todo:
-                self._apply(name, step, node)
+                before, self.rule, op = self.edits, step, node.op
+                reason = step(self, node)
+                if self.edits != before:
+                    self.counts[name] += 1
+                if reason or skipped:
+                    if key not in alive or node.op != op:
+                        skipped.pop(key, None)
+                    elif reason:
+                        self.skip(node, reason)
+                    elif key in skipped:
+                        self.unskip(node)
                 if key not in alive:
                     break
 
-    def push_all(self, ops: Collection[str]) -> None:
-        """Look at every node of these operators (none: of all), and at nodes whose outputs nobody reads."""
-        if not ops:
+    def push_all(self) -> None:
+        """Look at every node that a rule starts at, and at nodes whose outputs nobody reads."""
+        if self.wanted is None:
             self.push(self.nodes())
             return
-        self._idle = {key: n for key, n in self._idle.items() if not self.is_read(n)}
-        found = dict(self._idle)
-        for op in ops:
-            found.update(self._by_op.get(op, {}))
-        self.push(sorted(found.values(), key=self.position))
-
-    def _apply(self, name: str, step: Step, node: gs.Node) -> None:
-        before, self.rule, op = self.edits, step, node.op
-        reason = step(self, node)
-        if self.edits != before:
-            self.counts[name] += 1
-        if reason or self._skipped:
-            if id(node) not in self._alive or node.op != op:
-                self._skipped.pop(id(node), None)
-            elif reason:
-                self.skip(node, reason)
-            else:
-                self.unskip(node)
+        found: dict[int, gs.Node] = {}
+        for op in self.wanted:
+            found.update(self._by_op.get(op, ()))
+        self._start_with(found)
 
     @property
     def idle(self) -> bool:
@@ -154,13 +247,19 @@ class Workbench(Index):
             self._unread(old, node)
         self._read(tensor, node)
         self.push_below(node)
-        self._mark(node if _known(old) != _known(tensor) or isinstance(tensor, gs.Constant) else None)
+        self._mark(node if isinstance(tensor, gs.Constant) or _known(old) != _known(tensor) else None)
 
     def put_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
         """Like ``set_input``, for an optional input that the node may not have yet."""
-        while len(node.inputs) <= index:
-            list.append(node.inputs, gs.Variable.empty())
-        self.set_input(node, index, tensor)
+        while len(node.inputs) < index:
+            list.append(node.inputs, new_variable(""))
+        if index < len(node.inputs):
+            self.set_input(node, index, tensor)
+            return
+        list.append(node.inputs, tensor)
+        self._read(tensor, node)
+        self.push_below(node)
+        self._mark(node)
 
     def replace_reads(self, old: gs.Tensor, new: gs.Tensor) -> None:
         """Make every node of the graph that reads ``old`` read ``new``."""
@@ -218,7 +317,7 @@ class Workbench(Index):
     ) -> gs.Variable:
         """Insert a node before another one and return its output, of fresh name, with inferred type and shape."""
         name = self.model.fresh_name(stem or f"{before.name}_{op.lower()}")
-        output = gs.Variable(self.model.fresh_name(f"{name}_out"))
+        output = new_variable(self.model.fresh_name(f"{name}_out"))
         node = gs.Node(op, name, dict(attrs))
         list.extend(node.inputs, inputs)
         list.append(node.outputs, output)
@@ -232,7 +331,7 @@ class Workbench(Index):
         self._producer.pop(tensor.name, None)
         self._idle[id(node)] = node
         self._touched[id(tensor)] = tensor
-        self.push([node])
+        self._look(node)
         self._mark(node)
 
     def splice(self, node: gs.Node, body: gs.Graph) -> None:
@@ -297,34 +396,39 @@ class Workbench(Index):
 
     def _insert(self, node: gs.Node, at: gs.Node, offset: int = 0) -> None:
         slot = self._slot[id(at)]
-        place = next(k for k, n in enumerate(self._slots[slot]) if n is at)
-        self._slots[slot].insert(place + offset, node)
+        there = self._shared.setdefault(slot, [at])
+        there.insert(next(k for k, n in enumerate(there) if n is at) + offset, node)
         self._slot[id(node)] = slot
         self._alive[id(node)] = node
         self._by_op.setdefault(node.op, {})[id(node)] = node
         self._idle[id(node)] = node
         self._moved = True
-        self._captured.update(name for sub in subgraphs(node) for name in _names_read(sub))
+        if node.attrs and (inner := subgraphs(node)):
+            self.model.flat = None
+            self._captured.update(name for sub in inner for name in _names_read(sub))
         for tensor in node.inputs:
             self._read(tensor, node)
         for tensor in node.outputs:
             if tensor.name:
                 self._producer[tensor.name] = node
                 self._touched[id(tensor)] = tensor
-        self.push([node])
+        self._look(node)
         self._mark(node)
 
     def remove(self, node: gs.Node) -> None:
-        del self._alive[id(node)]
-        self._by_op.get(node.op, {}).pop(id(node), None)
-        self._idle.pop(id(node), None)
+        key = id(node)
+        del self._alive[key]
+        self._journal.append(node)
+        self._by_op.get(node.op, {}).pop(key, None)
+        self._idle.pop(key, None)
         self._moved = True
-        self._skipped.pop(id(node), None)
+        self._skipped.pop(key, None)
+        producer = self._producer
         for tensor in node.inputs:
             self._unread(tensor, node)
         for tensor in node.outputs:
-            if self._producer.get(tensor.name) is node:
-                del self._producer[tensor.name]
+            if producer.get(tensor.name) is node:
+                del producer[tensor.name]
                 self._touched[id(tensor)] = tensor
         self._mark()
 
@@ -400,7 +504,7 @@ class Workbench(Index):
 
     def infer_shapes(self) -> None:
         """Infer shapes below what changed, as far as they were unknown, and look again where that told something."""
-        if self.has_subgraphs or self.graph is not self.model.graph:
+        if self.has_subgraphs or self.graph is not self.model.bare:
             self._infer_all()
             return
         heap = [(self.position(n), id(n)) for n in self._stale.values() if id(n) in self._alive]
@@ -417,6 +521,7 @@ class Workbench(Index):
             infer_node(self.model, node)
             for tensor, was in zip(node.outputs, before, strict=True):
                 if _known(tensor) != was:
+                    self._journal.extend([node, *self.readers(tensor)])
                     self.push([node, *self.readers(tensor)])
                     for reader in self.readers(tensor):
                         heappush(heap, (self.position(reader), id(reader)))
@@ -439,25 +544,33 @@ class Workbench(Index):
             return
         if self._moved:
             self.graph.nodes = list(self.nodes())
-            self._moved = False
-            self._slots = [[n] for n in self.graph.nodes]
-            self._slot = {id(n): k for k, n in enumerate(self.graph.nodes)}
-        if self.has_subgraphs or self.graph is not self.model.graph:
+            self._moved, self._base = False, self.graph.nodes
+            if self._shared:
+                self._shared = {}
+                self._slot = {id(n): k for k, n in enumerate(self._base)}
+        if self.has_subgraphs or self.graph is not self.model.bare:
             self._link_all()
-        else:
+        elif self.model.linked:
+            producers, readers, clear = self._producer, self._readers, list.clear
             for tensor in self._touched.values():
-                list.clear(tensor.inputs)
-                list.clear(tensor.outputs)
-                producer = self._producer.get(tensor.name)
+                name, writers, reading = tensor.name, tensor.inputs, tensor.outputs
+                clear(writers)
+                clear(reading)
+                producer = producers.get(name)
                 if producer is not None:
-                    list.append(tensor.inputs, producer)
-                for reader in self.readers(tensor):
-                    list.extend(tensor.outputs, [reader for t in reader.inputs if t is tensor])
+                    list.append(writers, producer)
+                for reader in readers[name].values() if name in readers else ():
+                    for read in reader.inputs:
+                        if read is tensor:
+                            list.append(reading, reader)
+        flat = self.model.flat == self.model.revision
         self.model.touch()
         self._revision = self.model.revision
+        if flat:
+            self.model.flat = self._revision
 
     def _link_all(self) -> None:
-        graphs = list(self.model.graphs())
+        graphs = list(self.model.bare_graphs())
         for graph in graphs:
             for tensor in tensors(graph).values():
                 list.clear(tensor.inputs)
@@ -473,7 +586,7 @@ class Workbench(Index):
 
     def _own(self, tensor: gs.Tensor) -> None:
         """Remember in which scope an initializer is written."""
-        if self.graph is not self.model.graph:
+        if self.graph is not self.model.bare:
             self.model.header.inner_initializers.add(tensor.name)
 
     def _read(self, tensor: gs.Tensor, node: gs.Node) -> None:
@@ -482,16 +595,18 @@ class Workbench(Index):
             self._touched[id(tensor)] = tensor
 
     def _unread(self, tensor: gs.Tensor, node: gs.Node) -> None:
+        name = tensor.name
         self._touched[id(tensor)] = tensor
-        left = self._readers.get(tensor.name, {})
-        left.pop(id(node), None)
+        left = self._readers.get(name)
+        if left:
+            left.pop(id(node), None)
         # The producer may be dead now, and the last reader may now have the tensor to itself.
-        producer = self._producer.get(tensor.name)
+        producer = self._producer.get(name)
         if producer is not None:
-            self.push([producer])
+            self._look(producer)
             if not left:
                 self._idle[id(producer)] = producer
-        if len(left) == 1:
+        if left and len(left) == 1:
             self.push_below(next(iter(left.values())))
 
     def _push_readers(self, tensor: gs.Tensor) -> None:

@@ -110,7 +110,7 @@ def runnable(model: Model) -> Iterator[bytes | Path]:
     from graphopt.ir import save
     from graphopt.ir.values import nbytes, release_pages
 
-    large = sum(nbytes(c) for c in model.constants()) >= _IN_MEMORY
+    large = sum(nbytes(c) for c in model.constants(model.bare_graphs())) >= _IN_MEMORY
     if model.unchanged_file is not None and model.unchanged_file.is_file():
         if large:
             release_pages(model.constants())

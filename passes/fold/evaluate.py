@@ -1,4 +1,4 @@
-"""Computing constant subgraphs: one ONNX Runtime session over all of them, with optimizations off.
+"""Computing constant subgraphs: ONNX Runtime sessions over many of them at once, with optimizations off.
 
 The kernels are those that would have run at inference time, so folding does not change a result's bits.
 """
@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import networkx as nx
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import ModelError
-from graphopt.ir.exporter import node_proto
+from graphopt.ir.exporter import write_node
 from graphopt.ir.values import peek
 from graphopt.passes.fold.budget import Plan, plan
 from graphopt.rewrite import Workbench
 from graphopt.runtime.session import open_session, run_feeds
+
+# Nodes of a session: the time to open and run one grows faster than their number, where most have an input or output.
+_BATCH = 128
 
 
 class Evaluator:
@@ -68,22 +72,54 @@ def compute(opset: int, nodes: list[gs.Node], wanted: list[gs.Tensor]) -> dict[s
     Initializers are fed as inputs, so that they are neither copied into the proto nor bound by its size limit.
     Raises ModelError with ONNX Runtime's words.
     """
+    names = {t.name for t in wanted}
+    values: dict[str, np.ndarray] = {}
+    for batch in _batches(nodes):
+        values.update(_compute(opset, batch, [t.name for n in batch for t in n.outputs if t.name in names]))
+    return values
+
+
+def _batches(nodes: list[gs.Node]) -> list[list[gs.Node]]:
+    """The nodes in parts that need nothing of each other, of about ``_BATCH`` nodes where they come apart so."""
+    groups = nx.utils.UnionFind(range(len(nodes)))
+    writer: dict[str, int] = {}
+    for k, node in enumerate(nodes):
+        above = {writer[t.name] for t in node.inputs if t.name in writer}
+        groups.union(k, *above)
+        writer.update((t.name, k) for t in node.outputs if t.name)
+    connected: dict[int, list[gs.Node]] = {}
+    for k, node in enumerate(nodes):
+        connected.setdefault(groups[k], []).append(node)
+    batches: list[list[gs.Node]] = [[]]
+    for group in connected.values():
+        if batches[-1] and len(batches[-1]) + len(group) > _BATCH:
+            batches.append([])
+        batches[-1].extend(group)
+    return batches
+
+
+def _compute(opset: int, nodes: list[gs.Node], wanted: list[str]) -> dict[str, np.ndarray]:
     weights = {t.name: peek(t) for n in nodes for t in n.inputs if isinstance(t, gs.Constant)}
-    graph = onnx.helper.make_graph(
-        [node_proto(n) for n in nodes],
-        "constants",
-        [
-            onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
-            for k, v in weights.items()
-        ],
-        [onnx.helper.make_empty_tensor_value_info(t.name) for t in wanted],
-    )
     imports = [onnx.helper.make_opsetid("", opset)]
     version = onnx.helper.find_min_ir_version_for(imports)
-    model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=max(version, 4))
+    model = onnx.ModelProto(ir_version=max(version, 4), opset_import=imports)
+    model.graph.name = "constants"
+    for node in nodes:
+        write_node(model.graph.node.add(), node)
+    for name, array in weights.items():
+        target = model.graph.input.add()
+        target.name = name
+        kind = target.type.tensor_type
+        kind.elem_type = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        dims = kind.shape.dim
+        dims.extend(())  # a scalar has a shape too
+        for size in array.shape:
+            dims.add().dim_value = size
+    for name in wanted:
+        model.graph.output.add().name = name
     session = open_session(model.SerializeToString(), optimize=False)
     values = run_feeds(session, {k: np.asarray(v, order="C") for k, v in weights.items()})
-    return dict(zip((t.name for t in wanted), values, strict=True))
+    return dict(zip(wanted, values, strict=True))
 
 
 def _replace(bench: Workbench, chosen: Plan, values: dict[str, np.ndarray]) -> None:

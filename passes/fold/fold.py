@@ -27,6 +27,7 @@ class Fold(RewritePass):
 
     name = "fold"
     kind = Kind.EXACT
+    resumes = True
     budget: int | None = option(
         None,
         "Bytes that folding one constant subgraph may add to the file, beyond the initializers that it frees "
@@ -51,4 +52,4 @@ class Fold(RewritePass):
     def _budget(self, model: Model) -> int:
         if self.budget is not None:
             return self.budget
-        return max(_SMALL, sum(nbytes(c) for c in model.constants()) // 100)
+        return max(_SMALL, sum(nbytes(c) for c in model.constants(model.bare_graphs())) // 100)

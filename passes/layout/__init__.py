@@ -22,8 +22,8 @@ from graphopt.rewrite import RewritePass, Rule, Workbench
 
 __all__ = ["Layout"]
 
-# By tensor and form: why what is around it stays.
-_Visited = dict[tuple[str, Form], str]
+# By tensor and form: why what is around it stays, and the ids of the nodes on which that depends.
+_Visited = dict[tuple[str, Form], tuple[str, set[int]]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Layout(RewritePass):
 
     name = "layout"
     kind = Kind.EXACT
+    resumes = True
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         return (
@@ -47,10 +48,14 @@ class Layout(RewritePass):
 
     def settle(self, bench: Workbench) -> None:
         transposes = [n for n in bench.nodes() if n.op == "Transpose" and bench.is_standard(n)]
-        edits, visited = bench.edits, _Visited()
+        visited, edits = _Visited(), bench.edits
+        if bench.resumed is not None and not edits:
+            earlier: _Visited = bench.notes.get("visited", {})
+            visited.update((key, said) for key, said in earlier.items() if said[1].isdisjoint(bench.resumed))
         said = [(node, _move_around(bench, node, visited)) for node in transposes]
         if bench.edits != edits:
             return
+        bench.notes["visited"] = visited
         for node, reason in said:
             if not bench.is_alive(node):
                 continue
@@ -80,19 +85,18 @@ def _move_around(bench: Workbench, node: gs.Node, visited: _Visited) -> str:
 def _move(bench: Workbench, tensor: gs.Tensor, form: Axes, visited: _Visited) -> str:
     key: tuple[str, Form] = (tensor.name, form)
     if key in visited:
-        return visited[key]
+        return visited[key][0]
     region = explore(bench, tensor, form)
     reason = region.why()
     done: set[int] = set()
     for part in parts(bench, region):
-        rewired = part.rewired(bench)
         if not part.moved:
             reason = part.reason or reason
-        elif not rewired & done:
+        elif not (rewired := part.rewired(bench)) & done:
             done |= rewired
             bench.counts["transposes_saved"] += part.saved
             bench.counts["nodes_moved"] += len(part.moved)
             move(bench, part)
-    visited[key] = reason
-    visited.update({(name, kept.form): reason for name, kept in region.tensors.items()})
+    visited[key] = reason, region.near
+    visited.update({(name, kept.form): visited[key] for name, kept in region.tensors.items()})
     return reason

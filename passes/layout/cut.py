@@ -8,6 +8,7 @@ reads into the form wants that form, whatever happens, and what one writes out o
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -51,7 +52,10 @@ class Link:
     def price(self, moved: set[int]) -> bool:
         """Whether a conversion is needed."""
         has = self.producer in moved
-        return any((r in moved) != has for r in self.readers)
+        for reader in self.readers:  # noqa: SIM110 - asked very often
+            if (reader in moved) != has:
+                return True
+        return False
 
 
 @dataclass
@@ -105,7 +109,7 @@ def _link(bench: Workbench, region: Region, kept: Kept) -> Link | None:
         shape = list(tensor.shape)
         sizes = [int(d) for d in shape if known(d)]
         moves = form.moves(shape)
-        cost = Cost(1, int(np.prod(sizes, dtype=object)), 0) if moves else Cost(0, 0, 1)
+        cost = Cost(1, math.prod(sizes), 0) if moves else Cost(0, 0, 1)
         return Link(kept, producer, tuple(readers), cost, moves and len(shape) - len(sizes) > 1)
     return Link(kept, producer, tuple(readers), None, False)
 

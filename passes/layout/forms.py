@@ -8,11 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.rewrite.shapes import Dim, known
+
+
+@cache
+def _order(rank: int) -> tuple[int, ...]:
+    return tuple(range(rank))
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,10 @@ class Axes:
 
     @property
     def trivial(self) -> bool:
-        return self.perm == tuple(range(len(self.perm)))
+        return self.perm == _order(len(self.perm))
 
     def inverse(self) -> Axes:
-        return Axes(tuple(int(i) for i in np.argsort(self.perm)))
+        return Axes(tuple(sorted(range(self.rank), key=self.perm.__getitem__)))
 
     def place(self, axis: int) -> int:
         """Where an axis of the original is in the kept tensor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -14,8 +15,7 @@ from graphopt.rewrite import Workbench
 Change = Callable[[Workbench, gs.Node], None]
 
 
-@dataclass(frozen=True)
-class Anchor:
+class Anchor(NamedTuple):
     """The tensor of a node whose form is known: its input or output ``index``."""
 
     is_input: bool

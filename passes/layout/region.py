@@ -38,6 +38,7 @@ class Region:
     nodes: dict[int, gs.Node] = field(default_factory=dict)
     plans: dict[int, Plan] = field(default_factory=dict)
     blocked: dict[int, tuple[gs.Node, str]] = field(default_factory=dict)
+    near: set[int] = field(default_factory=set)  # ids of all nodes that write or read its tensors
     end: str = ""  # the first end of the graph that it reaches, in words
 
     def why(self) -> str:
@@ -80,14 +81,16 @@ def explore(bench: Workbench, tensor: gs.Tensor, form: Axes) -> Region:
         if bench.is_output(tensor):
             region.end = region.end or f"{tensor.name!r} is an output of the graph"
         for node, reads in around:
-            if id(node) in region.plans or id(node) in region.blocked or transposition(bench, node) is not None:
+            key = id(node)
+            region.near.add(key)
+            if key in region.plans or key in region.blocked or transposition(bench, node) is not None:
                 continue
-            index = next(i for i, t in enumerate(node.inputs if reads else node.outputs) if t.name == tensor.name)
+            index = [t.name for t in (node.inputs if reads else node.outputs)].index(tensor.name)
             plan = plan_of(bench, node, Anchor(reads, index, form_here))
             if isinstance(plan, str):
-                region.blocked[id(node)] = (node, plan)
+                region.blocked[key] = (node, plan)
                 continue
-            region.nodes[id(node)], region.plans[id(node)] = node, plan
+            region.nodes[key], region.plans[key] = node, plan
             for t, f in zip([*node.inputs, *node.outputs], [*plan.ins, *plan.outs], strict=True):
                 if f is not None and t.name:
                     reach(t, f)

@@ -23,6 +23,7 @@ class Recognize(RewritePass):
 
     name = "recognize"
     kind = Kind.EXACT
+    resumes = True
     requires = ("fold",)  # the constants of a pattern must be initializers
 
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:

@@ -71,7 +71,7 @@ def test_the_graph_is_what_graphsurgeon_imports(text: str, inferred: bool) -> No
     proto = onnx.parser.parse_model(text)
     if inferred:
         proto = onnx.shape_inference.infer_shapes(proto)
-    assert dump(import_graph(proto, Values())) == dump(gs.import_onnx(proto))
+    assert dump(import_graph(proto, Values())[0]) == dump(gs.import_onnx(proto))
 
 
 @pytest.mark.parametrize("text", [PLAIN, BRANCHES, FUNCTION])
