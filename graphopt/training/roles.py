@@ -29,6 +29,7 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div")  # a constant of one element is a formula's; of more, a bias or a gain
 # Integers pass through these unchanged: the scales on both sides must stay equal for a runtime to skip the pair.
 _MOVES = frozenset("MaxPool Reshape Transpose Flatten Squeeze Unsqueeze Slice Gather Identity Split Resize".split())
+_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 FLOATS = ("float32", "float16")
 
 
@@ -157,3 +158,22 @@ def _tie_scales(model: Model, roles: Roles, constants: dict[str, gs.Constant]) -
                 roles.scales[root(names[1])] = root(names[0])
     for name in roles.scales:
         roles.scales[name] = root(name)
+
+
+def depth(model: Model) -> int:
+    """The most layers with weights of their own that lie one behind the other. Linear."""
+    deep: dict[str, int] = {}
+    for node in model.graph.nodes:  # in topological order
+        before = max((deep.get(t.name, 0) for t in node.inputs), default=0)
+        layer = node.op in _LAYERS and any(_constant(t) for t in node.inputs[1:2])
+        deep.update(dict.fromkeys((t.name for t in node.outputs), before + layer))
+    return max((deep.get(t.name, 0) for t in model.outputs), default=0)
+
+
+def _constant(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is constant, perhaps dequantized."""
+    while isinstance(tensor, gs.Variable):
+        if len(tensor.inputs) != 1 or tensor.inputs[0].op not in ("DequantizeLinear", "Cast", "Identity"):
+            return False
+        tensor = tensor.inputs[0].inputs[0]
+    return True

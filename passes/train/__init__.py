@@ -32,7 +32,7 @@ class Distill(Pass):
         None, "Budget in steps, which gives the same bytes again; a list: of each part of the schedule", min=1
     )
     stop: int | None = option(None, "End after so many steps, on the schedule of steps", min=1)
-    rate: float = option(3e-4, "Highest learning rate", min=0.0)
+    rate: float = option(0.0, "Highest learning rate; 0: the less the deeper the model, 1e-3 at most", min=0.0)
     batch: int = option(128, "Images a step", min=2)
     optimizer: str = option("adamw", "How steps are taken", choices=("adamw", "sgd"))
     weight_decay: float = option(1e-4, "Decoupled decay of weight matrices", min=0.0)

@@ -20,12 +20,15 @@ from graphopt.training.images import Augmentation, ImageStore
 from graphopt.training.loop import Progressed, Recipe, Training
 from graphopt.training.matching import common, logits
 from graphopt.training.memory import kept_memory
+from graphopt.training.roles import depth
 from graphopt.training.schedule import Budget
 
 if TYPE_CHECKING:
     from graphopt.passes.train import Distill
 
 _FEWEST = 16  # images, of which some are held out
+# Changes of layers that lie behind one another add up, at random by the root of their number.
+_RATE, _SHALLOW = 1e-3, 6
 
 
 def train(options: Distill, model: Model, ctx: Context, minutes: float) -> PassResult:
@@ -50,7 +53,7 @@ def train(options: Distill, model: Model, ctx: Context, minutes: float) -> PassR
         store = ImageStore(images, ctx.progress, device)
         held = ImageStore(held_out, ctx.progress, device)
         taps, unlike = _alike(student, teacher, taps, store)
-        recipe = _recipe(options, student, device)
+        recipe = _recipe(options, model, student, device)
         torch.manual_seed(ctx.seed)
         rng = ctx.rng(f"{options.name}.images")
         training = Training(
@@ -61,12 +64,13 @@ def train(options: Distill, model: Model, ctx: Context, minutes: float) -> PassR
         result = training.fit(budget)
         assert student.state is not None
         changed = student.state.write(model)
-    _say(options, result, ctx)
+    _say(options, recipe, result, ctx)
     metrics = _metrics(options, result, training.by_labels) | {
         "initializers_changed": changed,
         "parameters": sum(p.numel() for p in student.state.parameters()),
         "blocks_compared": len(taps) if options.blocks else 0,
         "images": len(store),
+        "rate": float(f"{recipe.rate:.3g}"),
         "epochs": round(result.samples / len(store), 2),
         "precision": "bfloat16" if recipe.bfloat16 else "float32",
         "device": device.type,
@@ -97,7 +101,7 @@ def _images(options: Distill, ctx: Context) -> tuple[Batches, Batches]:
     return images.part(np.setdiff1d(np.arange(count), drawn)), images.part(drawn)
 
 
-def _recipe(options: Distill, student: Executor, device: torch.device) -> Recipe:
+def _recipe(options: Distill, model: Model, student: Executor, device: torch.device) -> Recipe:
     assert student.state is not None
     narrow = options.precision == "bfloat16"
     if options.precision == "auto":
@@ -108,7 +112,7 @@ def _recipe(options: Distill, student: Executor, device: torch.device) -> Recipe
         labels=options.labels,
         temperature=options.temperature,
         optimizer=options.optimizer,
-        rate=options.rate,
+        rate=options.rate or _RATE * min(1.0, _SHALLOW / max(1, depth(model))) ** 0.5,
         weight_decay=options.weight_decay,
         batch=options.batch,
         warmup=options.warmup,
@@ -159,13 +163,12 @@ def _alike(student: Executor, teacher: Executor, taps: list[str], store: ImageSt
     return good, skipped
 
 
-def _say(options: Distill, result: Progressed, ctx: Context) -> None:
+def _say(options: Distill, recipe: Recipe, result: Progressed, ctx: Context) -> None:
     if result.ended == "interrupted":
         ctx.progress.warn(f"{options.name}: interrupted after {result.steps} steps; the best state so far is kept")
     if result.ended == "diverged":
         ctx.progress.warn(
-            f"{options.name}: the loss became infinite at step {result.steps}; "
-            f"give a smaller rate than {options.rate:g}"
+            f"{options.name}: the loss became infinite at step {result.steps}; give a smaller rate than {recipe.rate:g}"
         )
     if not result.best_step:
         ctx.progress.warn(f"{options.name}: no step made it better on held-out images; the weights are as they were")
