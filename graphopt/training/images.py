@@ -61,6 +61,11 @@ class ImageStore:
         assert store is not None
         return store
 
+    @property
+    def width_axis(self) -> int:
+        """Of the tensors that it gives."""
+        return 3 if self.layout == "nchw" else 2
+
     def plain(self, start: int, stop: int) -> torch.Tensor:
         """Images ``start`` to ``stop`` as they are."""
         return self._numbers(np.asarray(self.pixels[start:stop]))

@@ -39,6 +39,7 @@ class Recipe:
     warmup: int = 100
     patience: int = 0
     bfloat16: bool = False
+    mirror: bool = False  # the teacher's scores are the means of those of an image and of its mirror image
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
@@ -133,19 +134,27 @@ class Training:
         """The function of every item, by as many threads as there are, in the order of items."""
         return list(map(function, items) if self._pool is None else self._pool.map(function, items))
 
-    def _answers(self, executor: Executor, name: str, store: ImageStore) -> torch.Tensor:
+    def _answers(self, run: Callable[[torch.Tensor], torch.Tensor], store: ImageStore) -> torch.Tensor:
         """Scores of all images of a store, without gradients."""
 
         def answer(start: int) -> torch.Tensor:
             with torch.no_grad():
-                return scores(executor.run(store.plain(start, min(start + size, len(store))))[name])
+                return scores(run(store.plain(start, min(start + size, len(store)))))
 
         size = self.recipe.batch
         return torch.cat(self._each(answer, range(0, len(store), size)))
 
     def _hold(self, store: ImageStore) -> _Held:
         labels = None if store.labels is None else torch.from_numpy(store.labels).to(self.device)
-        return _Held(store, self._answers(self.teacher, self.names[1], store), labels)
+        return _Held(store, self._answers(lambda x: self._taught(x)[self.names[1]], store), labels)
+
+    def _taught(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the teacher says of images."""
+        name, theirs = self.names[1], self.teacher.run(x)
+        if self.recipe.mirror:
+            mirrored = self.teacher.run(x.flip(self.images.width_axis))[name]
+            theirs = theirs | {name: (theirs[name] + mirrored) / 2}
+        return theirs
 
     def step(self) -> float:
         """One step; the loss."""
@@ -171,7 +180,7 @@ class Training:
         compared = recipe.teacher or (recipe.blocks and self.taps)
         with self._precision():
             with torch.no_grad():
-                theirs = self.teacher.run(x) if compared else {}
+                theirs = self._taught(x) if compared else {}
             ours = self.student.run(x)
         predicted = scores(ours[self.names[0]])
         loss = torch.zeros((), device=self.device)
@@ -188,7 +197,7 @@ class Training:
     def evaluate(self) -> tuple[float, float]:
         """(percent right, minus loss) on held-out images: by the labels where they count more than the teacher."""
         held = self._held
-        ours = self._answers(self.student, self.names[0], held.store)
+        ours = self._answers(lambda x: self.student.run(x)[self.names[0]], held.store)
         if self.by_labels:
             assert held.labels is not None
             return 100 * float((ours.argmax(1) == held.labels).float().mean()), -float(

@@ -104,7 +104,10 @@ class Prune(Pass):
         labels = ctx.analysis(ChannelLabels(self.norms, self.heads), model)
         if not self.blocks:
             labels = replace(labels, families=tuple(replace(f, branch=None) for f in labels.families))
-        space = candidates(labels, self.keep, self.ratios, self._multiple(ctx))
+        for multiple in self._multiples(ctx):
+            space = candidates(labels, self.keep, self.ratios, multiple)
+            if space.families:
+                break
         skipped = [*(Skipped(x.node, x.op, x.reason, x.macs) for x in why_not(labels, cost)), *space.left]
         if goal.trivial and not any(space.ratios.values()):
             size = weight_bytes(model)
@@ -114,7 +117,7 @@ class Prune(Pass):
         curves = [
             pinned(curve, space.ratios[family.name]) if family.name in space.ratios else curve
             for family, curve in zip(
-                space.families, self._curves(model, ctx, cost, labels, space.families, images), strict=True
+                space.families, self._curves(model, ctx, cost, labels, space.families, images, multiple), strict=True
             )
         ]
         planner = Planner(model, labels, space.families, curves, proof_feeds(model, ctx), skipped, ctx)
@@ -152,9 +155,12 @@ class Prune(Pass):
                 return CostGoal(name, fraction), ctx
         return CostGoal("macs", _MACS if self.macs is None else self.macs), ctx
 
-    def _multiple(self, ctx: Context) -> int:
+    def _multiples(self, ctx: Context) -> list[int]:
+        """Of channel counts: the next where one leaves nothing to remove, as slow kernels are better than none."""
+        if self.multiple:
+            return [self.multiple]
         target = ctx.target
-        return self.multiple or (target.int8_channel_multiple if ctx.int8_follows else target.channel_multiple)
+        return [*([target.int8_channel_multiple] if ctx.int8_follows else []), target.channel_multiple]
 
     def _images(self, model: Model, ctx: Context) -> Images | None:
         """Calibration images, decoded once for all that needs them; None where nothing does, or there are none."""
@@ -176,9 +182,9 @@ class Prune(Pass):
         labels: Labels,
         families: tuple[Family, ...],
         images: Images | None,
+        multiple: int,
     ) -> list[Curve]:
         """What each family loses, by the chosen criterion; by the energy of weights where there are no images."""
-        multiple = self._multiple(ctx)
         if self.importance != RECONSTRUCTION:
             scores = importance(self.importance, Channels(model, labels, families, images, ctx))
             return by_scores(families, scores, multiple, self.min_keep)

@@ -42,6 +42,9 @@ class Distill(Pass):
     labels: float = option(0.0, "Weight of the labels; 0 leaves them unused", min=0.0)
     shift: float = option(0.125, "How far images move at random, in parts of their size", min=0.0, max=0.5)
     flip: bool = option(True, "Mirror half of the images left to right")
+    mirror: bool = option(
+        True, "With flip: the loaded model answers as the mean of an image's answer and its mirror image's"
+    )
     mixup: float = option(0.0, "Blend pairs of images, by Beta(mixup, mixup); 0 for none", min=0.0)
     scales: bool = option(True, "Learn the scales of quantized tensors too")
     norms: str = option("fixed", "Statistics of batch norms that are left", choices=("fixed", "live"))

@@ -118,6 +118,7 @@ def _recipe(options: Distill, model: Model, student: Executor, device: torch.dev
         warmup=options.warmup,
         patience=options.patience,
         bfloat16=narrow,
+        mirror=options.mirror and options.flip,
         augmentation=Augmentation(options.shift, options.flip, options.mixup),
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from graphopt import Context, Model, Pass, PassResult
 from graphopt.data.loader import Batches
@@ -22,8 +23,12 @@ from graphopt.passes.quantize import Quantize
 from graphopt.passes.train import Distill, FineTune
 from graphopt.pipeline import Registry
 from graphopt.pipeline.manager import PassManager
+from graphopt.runtime.session import open_session, run_session
 from graphopt.runtime.target import get_target
+from graphopt.training import loop
 from graphopt.training.loop import Training
+from graphopt.training.losses import distillation
+from graphopt.training.roles import depth
 
 SHORT = {"steps": 40, "batch": 16, "rate": 2e-3, "threads": 1, "precision": "float32", "warmup": 4, "flip": False}
 
@@ -86,6 +91,51 @@ def test_same_seed_same_bytes_and_another_seed_others(ctx: Context) -> None:
         apply(Distill(**SHORT), model, ctx)
         written.append(model.to_bytes())
     assert written[0] == written[1] != written[2]
+
+
+def test_threads_share_a_batch_and_get_what_one_gets(ctx: Context) -> None:
+    written = []
+    for threads in (1, 3, 3):
+        model = damaged(ctx.reference)
+        # Block errors are relative to the size of what each part of a batch gives.
+        apply(Distill(**SHORT | {"threads": threads, "steps": 5, "blocks": 0.0, "optimizer": "sgd"}), model, ctx)
+        written.append(model)
+    assert written[1].to_bytes() == written[2].to_bytes()
+    one, three = ({c.name: peek(c) for c in m.constants()} for m in written[:2])
+    start = {c.name: peek(c) for c in damaged(ctx.reference).constants()}
+    for name, values in one.items():
+        moved = float(np.abs(values - start[name]).max())
+        assert np.abs(values - three[name]).max() <= 1e-3 * moved
+
+
+def test_the_mean_of_an_image_and_its_mirror_image_teaches(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ctx.held_out is not None
+    session = open_session(ctx.reference.to_bytes())
+    (x,) = ctx.held_out.batches(64)
+    alone, mirrored = (run_session(session, images)[0] for images in (x, np.ascontiguousarray(x[..., ::-1])))
+    assert np.abs(alone - mirrored).max() > 1e-2 * np.abs(alone).max(), "else the case shows nothing"
+    taught: list[np.ndarray] = []
+
+    def seen(ours: torch.Tensor, theirs: torch.Tensor, temperature: float) -> torch.Tensor:
+        taught.append(theirs.numpy())
+        return distillation(ours, theirs, temperature)
+
+    monkeypatch.setattr(loop, "distillation", seen)
+    mean = (alone + mirrored) / 2
+    for options, expected in (({"flip": True}, mean), ({"flip": True, "mirror": False}, alone), ({}, alone)):
+        taught.clear()
+        apply(Distill(**SHORT | {"steps": 1} | options), ctx.reference.copy(), ctx)
+        np.testing.assert_allclose(taught[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_rate_follows_the_depth(ctx: Context) -> None:
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4] x) => (float[N,4] y) <float[4,4] w = {%s}> { %s }'
+    layers = [f"a{k} = MatMul({'x' if k == 0 else f'a{k - 1}'}, w)" for k in range(24)]
+    deep = Model.from_text(text % (",".join(["1"] * 16), " ".join(layers) + " b = MatMul(a0, w) y = Add(a23, b)"))
+    assert depth(deep) == 24
+    assert depth(Model.from_text(text % (",".join(["1"] * 16), "a = MatMul(x, w) b = MatMul(x, w) y = Add(a, b)"))) == 1
+    result = apply(Distill(**SHORT | {"rate": 0.0, "steps": 1}), damaged(ctx.reference), ctx)
+    assert result.metrics["rate"] == 1e-3 and result.again is not None and "rate" not in result.again
 
 
 def test_minutes_say_which_steps_give_the_same_bytes(ctx: Context) -> None:

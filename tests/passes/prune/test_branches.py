@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_graphs import HEAD, build
 
-from graphopt import Model
+from graphopt import Model, PassError
 from graphopt.analysis.cost import with_batch
 from graphopt.analysis.labels import Labels, propagate
 from graphopt.passes.prune import Prune
@@ -182,6 +182,14 @@ def test_counts_suit_int8_kernels_where_quantize_follows(context):
     for later in ("quantize", "eliminate,quantize"):
         assert not any(k % 16 for k in counts(f"prune{{macs=0.6}},{later}"))
     assert counts("prune{macs=0.6,multiple=8},quantize") == counts("prune{macs=0.6}")
+    # Where that leaves nothing to remove, the multiple of float does.
+    small = build(
+        body + HEAD, {"s": (16, 3, 3, 3), "w": (16, 16, 1, 1), "v": (16, 16, 1, 1), "wf": (5, 16), "bf": (5,)}
+    )
+    PassManager(Registry().build("prune{macs=0.6},quantize")).run(small, context(small))
+    assert 8 in [n.inputs[1].shape[0] for n in small.graph.nodes if n.op == "Conv"]
+    with pytest.raises(PassError, match="not more than the channel multiple 16"):
+        Prune(multiple=16).run(small.copy(), context(small))
 
 
 def test_layers_of_a_branch_that_is_gone_take_no_time():
