@@ -118,6 +118,15 @@ class Workbench(Index):
         wanted = self.wanted
         self._start_with(around if wanted is None else {key: n for key, n in around.items() if n.op in wanted})
 
+    @property
+    def changes(self) -> int:
+        """How many entries the journal has, for ``changed_since``."""
+        return len(self._journal)
+
+    def changed_since(self, changes: int) -> list[gs.Node]:
+        """Nodes at which something has changed since the journal had so many entries, some more than once."""
+        return [n for n in self._journal[changes:] if id(n) in self._alive]
+
     def _around(self, since: int) -> dict[int, gs.Node]:
         """Nodes changed since an entry of the journal, those above, and as many levels below as rules reach."""
         alive, producer = self._alive, self._producer
