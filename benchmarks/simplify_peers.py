@@ -2,19 +2,23 @@
 
     python benchmarks/simplify_peers.py --work DIR table [--cases]
     python benchmarks/simplify_peers.py --work DIR nodes MODEL ... [--differences] [--repeat N] [--json FILE]
-    python benchmarks/simplify_peers.py --work DIR large
+    python benchmarks/simplify_peers.py --work DIR times MODEL ... [--rounds N] [--repeat N]
+    python benchmarks/simplify_peers.py --work DIR large [--rounds N] [--repeat N]
 
 DIR caches one virtual environment a peer, with the newest version that the package index had when it was made.
 ``table``: the micro-models of ``simplify_cases.py``. ``nodes``: nodes left in a model, in subgraphs too, Constant nodes
 not counted; "!" marks outputs that differ from the model's in ONNX Runtime without optimizations, and times are of
-loading, simplifying and saving in one process, without imports. ``large``: time on 12,000 nodes, and how graphopt's
-grows from 10,000 to 40,000.
+loading, simplifying and saving in one process, without imports. ``times``: the same in milliseconds of processor time,
+the tools in turns: the median over the rounds of the least of each round's repetitions but the first. ``large``: that
+on 12,000 nodes, and how graphopt's grows from 10,000 to 40,000.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -181,18 +185,37 @@ def differences(name: str, found: dict[str, Found]) -> list[str]:
     return notes
 
 
+def time_table(
+    models: Sequence[Path], tools: Sequence[str], options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Print and return the milliseconds of processor time that tools take for models, by the models' names."""
+    rounds: dict[str, dict[str, list[float]]] = {m.stem: {t: [] for t in tools} for m in models}
+    for _ in range(options.rounds):
+        for model, tool in itertools.product(models, tools):
+            with tempfile.TemporaryDirectory(dir=options.work) as out:
+                found = simplified(tool, [model], Path(out), options.work, "--repeat", str(options.repeat))
+            if "cpu" in (entry := found[model.name]):
+                rounds[model.stem][tool].append(1000 * entry["cpu"])
+    times = {m: {t: statistics.median(v) for t, v in row.items() if v} for m, row in rounds.items()}
+    line("model", *(f"ms {t}" for t in tools), "graphopt to the best other")
+    line("---", *("---:" for _ in range(len(tools) + 1)))
+    for name, row in times.items():
+        others = [v for t, v in row.items() if t != OURS]
+        ratio = f"{row[OURS] / min(others):.2f}" if OURS in row and others else "-"
+        line(name, *(f"{row[t]:.1f}" if t in row else "fails" for t in tools), ratio)
+    return times
+
+
 def large_table(tools: Sequence[str], options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as name:
-        model = Path(name) / "large-12000.onnx"
-        onnx.save(large_model(12_000), model)
-        node_table([model], tools, options)
-        times = {}
-        for size in (10_000, 40_000):
-            model = Path(name) / f"large-{size}.onnx"
+        models = {size: Path(name) / f"large-{size}.onnx" for size in (10_000, 12_000, 40_000)}
+        for size, model in models.items():
             onnx.save(large_model(size), model)
-            times[size] = one_model(model, OURS, options)["seconds"]
-        growth = times[40_000] / times[10_000]
-        print(f"\ngraphopt: {times[10_000]:.2f} s for 10,000 nodes, {times[40_000]:.2f} s for 40,000: {growth:.1f}x")
+        time_table([models[12_000]], tools, options)
+        print()
+        times = time_table([models[10_000], models[40_000]], [OURS], options)
+        growth = times["large-40000"][OURS] / times["large-10000"][OURS]
+        print(f"\ngraphopt takes {growth:.1f} times as long for 40,000 nodes as for 10,000")
 
 
 def line(*cells: object) -> None:
@@ -208,11 +231,15 @@ def main() -> None:
     table.add_argument("--cases", action="store_true", help="one line a micro-model, not a row")
     nodes = commands.add_parser("nodes")
     nodes.add_argument("models", nargs="+", type=Path)
+    times = commands.add_parser("times")
+    times.add_argument("models", nargs="+", type=Path)
     large = commands.add_parser("large")
-    for command in (nodes, large):
-        command.add_argument("--repeat", type=int, default=3)
-        command.add_argument("--differences", action="store_true", help="where others leave fewer nodes, which")
-        command.add_argument("--json", type=Path, help="write everything here as well")
+    for command, repeat in ((nodes, 3), (times, 8), (large, 4)):
+        command.add_argument("--repeat", type=int, default=repeat)
+    for command in (times, large):
+        command.add_argument("--rounds", type=int, default=3)
+    nodes.add_argument("--differences", action="store_true", help="where others leave fewer nodes, which")
+    nodes.add_argument("--json", type=Path, help="write everything here as well")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     options.tools = options.tools.split(",")
@@ -223,6 +250,8 @@ def main() -> None:
         case_table(options.tools, options.work, options.cases)
     elif options.command == "nodes":
         node_table(options.models, options.tools, options)
+    elif options.command == "times":
+        time_table(options.models, options.tools, options)
     else:
         large_table(options.tools, options)
 

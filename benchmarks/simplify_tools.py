@@ -3,7 +3,8 @@
     ENV/bin/python simplify_tools.py TOOL --out DIR --results FILE [--repeat N] [--passes P] MODEL ...
 
 Appends a line of JSON to FILE for each model: its name, the seconds of loading, simplifying and saving (the median of
-N times, without imports), those of graphopt's equality check, or the error. ``simplify_peers.py`` starts it again with
+N times, without imports), those of graphopt's equality check, or the error; and the seconds of processor time (the
+least of the N times after the first, which still imports and checks). ``simplify_peers.py`` starts it again with
 the models that are left when a tool takes the whole process down. It imports nothing of its own, so that one file
 serves all.
 """
@@ -148,12 +149,13 @@ TOOLS = {f.__name__: f for f in (graphopt, onnxsim, onnxslim, onnxoptimizer, onn
 def measure(tool: Tool, source: Path, target: Path, repeat: int) -> dict[str, Any]:
     """The results of one model: the median time, or the first error."""
     found: dict[str, Any] = {"model": source.name}
-    times = []
+    times, spent = [], []
     signal.alarm(PATIENCE)
     try:
         for _ in range(repeat):
-            began = time.perf_counter()
+            began, before = time.perf_counter(), time.process_time()
             more = tool(source, target)
+            spent.append(time.process_time() - before)
             times.append(time.perf_counter() - began - more.get("check", 0.0))
             found.update(more)
     except BaseException as error:  # some tools leave by SystemExit
@@ -161,7 +163,7 @@ def measure(tool: Tool, source: Path, target: Path, repeat: int) -> dict[str, An
         return {**found, "error": f"{type(error).__name__}: {lines[0][:200]}"}
     finally:
         signal.alarm(0)
-    return {**found, "seconds": statistics.median(times)}
+    return {**found, "seconds": statistics.median(times), "cpu": min(spent[1:] or spent)}
 
 
 def main() -> None:

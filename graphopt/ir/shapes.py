@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
@@ -135,7 +136,12 @@ def light_copy(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _is_large(tensor: TensorProto) -> bool:
-    return data_bytes(tensor.data_type, math.prod(tensor.dims)) > VALUES_BELOW
+    return _exceeds(tensor.data_type, tuple(tensor.dims))
+
+
+@lru_cache(maxsize=1024)
+def _exceeds(kind: int, shape: tuple[int, ...]) -> bool:
+    return data_bytes(kind, math.prod(shape)) > VALUES_BELOW
 
 
 def _is_bytes(tensor: TensorProto) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -69,6 +70,11 @@ class Op:
         for key, value in found.items():
             object.__setattr__(self, key, value)
 
+    @cached_property
+    def above(self) -> tuple[frozenset[str] | None, ...]:
+        """For each input the operators of which one must write it; None where it may be anything."""
+        return tuple(map(_writers, self.inputs))
+
 
 @dataclass(frozen=True)
 class Either:
@@ -81,6 +87,13 @@ class Either:
 
 
 Pattern = Any | Const | Op | Either
+
+
+def _writers(pattern: Pattern) -> frozenset[str] | None:
+    if isinstance(pattern, Op):
+        return pattern.ops
+    kinds = [_writers(p) for p in pattern.options] if isinstance(pattern, Either) else [None]
+    return None if None in kinds else frozenset().union(*filter(None, kinds))
 
 
 def depth(pattern: Pattern) -> int:
@@ -131,14 +144,37 @@ def pattern_rule(name: str, pattern: Op | Either | tuple[Op | Either, ...], rewr
     """
     choice = Either(*pattern) if isinstance(pattern, tuple) else pattern
     called = what or name.replace("_", " ")
+    ends = {op: [p for p in _options(choice) if op in p.ops] for op in roots(choice)}
 
     def apply(bench: Workbench, node: gs.Node) -> str | None:
-        found = match(bench, node, choice)
+        near = [p for p in ends.get(node.op, ()) if _has_operators(bench, node, p)]
+        if not near:
+            return None
+        found = match(bench, node, Either(*near))
         if isinstance(found, Match):
             return rewrite(bench, node, found)
         return found and f"nearly {called}: {found}"
 
     return Rule(name, tuple(roots(choice)), apply, max(depth(choice) - 1, 0))
+
+
+def _options(pattern: Pattern) -> list[Op]:
+    """The trees of operators that a pattern offers, in order."""
+    if isinstance(pattern, Either):
+        return [op for p in pattern.options for op in _options(p)]
+    return [pattern] if isinstance(pattern, Op) else []
+
+
+def _has_operators(bench: Workbench, root: gs.Node, pattern: Op) -> bool:
+    """Whether the operators right above ``root`` may be those of a pattern: most nodes fail here, at little cost."""
+    above = [None if (p := bench.producer(t)) is None else p.op for t in root.inputs]
+    if len(above) < len(pattern.inputs):
+        return False
+    either_way = root.op in _COMMUTATIVE and len(above) == len(pattern.inputs) == 2
+    for place, kinds in enumerate(pattern.above):
+        if kinds is not None and above[place] not in kinds and not (either_way and above[1 - place] in kinds):
+            return False
+    return True
 
 
 def match(bench: Workbench, root: gs.Node, pattern: Op | Either) -> Match | str | None:

@@ -49,8 +49,13 @@ def human(size: int) -> str:
 
 def plan(bench: Workbench, allowed: Callable[[], int], refused: dict[int, str]) -> Plan:
     """Choose the constant subgraphs to fold. ``refused``: nodes (by id) that could not be computed, and why."""
-    candidates = _candidates(bench, refused)
+    now, planned = bench.changes, bench.notes.get("planned")
+    if planned is not None and not refused and not any(_is_constant(n, ()) for n in bench.changed_since(planned)):
+        return Plan([], [], 0)
+    bench.notes["planned"] = None
+    candidates, left = _candidates(bench, refused)
     if not candidates:
+        bench.notes["planned"] = None if left else now
         return Plan([], [], 0)
     budget = allowed()
     sizes = {id(n): sum(_result_bytes(n, t) or 0 for t in n.outputs if t.name) for n in candidates}
@@ -68,15 +73,19 @@ def plan(bench: Workbench, allowed: Callable[[], int], refused: dict[int, str]) 
             if _growth(bench, smaller) <= budget:
                 chosen.update(id(n) for n in smaller)
     nodes = [n for n in candidates if id(n) in chosen]
+    if len(nodes) == len(candidates) and not left and not refused:
+        # Once these are folded, another constant node must be one at which something has changed.
+        bench.notes["planned"] = now
     for node in nodes:
         bench.unskip(node)
     kept = [t for n in nodes for t in _read_outside(bench, n, chosen)]
     return Plan(nodes, kept, _stored(bench, nodes, chosen))
 
 
-def _candidates(bench: Workbench, refused: dict[int, str]) -> list[gs.Node]:
-    """Nodes that depend on initializers alone and can be computed within the working memory."""
+def _candidates(bench: Workbench, refused: dict[int, str]) -> tuple[list[gs.Node], bool]:
+    """Nodes that depend on initializers alone and can be computed in the working memory, and whether some cannot."""
     found: list[gs.Node] = []
+    left = False
     names: set[str] = set()
     for node in bench.nodes():
         if not _is_constant(node, names):
@@ -84,10 +93,11 @@ def _candidates(bench: Workbench, refused: dict[int, str]) -> list[gs.Node]:
         reason = refused.get(id(node)) or _why_not(bench, node)
         if reason:
             bench.skip(node, reason)
+            left = True
         else:
             found.append(node)
             names.update(t.name for t in node.outputs if t.name)
-    return found
+    return found, left
 
 
 def _is_constant(node: gs.Node, names: Collection[str]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt import Model, UsageError
-from graphopt.passes.fold import Fold
+from graphopt.passes.fold import Fold, evaluate
 
 
 def graph(body: str, outputs="float[N,4] y", more="", inputs="float[N,4] x", opset=17) -> str:
@@ -303,3 +303,19 @@ def test_reading_values_does_not_change_how_they_are_written(fold):
     assert proto.graph.initializer[0].int64_data
     found = fold(Model.from_proto(proto))
     assert not found.result.changed
+
+
+def test_constants_are_computed_in_batches_of_what_belongs_together(fold, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(evaluate, "_BATCH", 4)
+    compute = evaluate._compute
+    monkeypatch.setattr(evaluate, "_compute", lambda *args: sizes.append(len(args[1])) or compute(*args))
+    chains = [f"a{k} = Neg(w) b{k} = Mul(a{k}, c{k}) d{k} = Add(b{k}, a{k})" for k in range(3)]
+    long = " ".join(f"e{k} = Exp(e{k - 1})" if k else "e0 = Neg(w)" for k in range(6))
+    used = [f"y{k} = Add({f'y{k - 1}' if k else 'x'}, {t})" for k, t in enumerate(["d0", "d1", "d2", "e5"])]
+    weights = ", ".join(f"float[2] c{k} = {{{k}, 3}}" for k in range(3))
+    body = " ".join([*chains, long, *used[:-1], "y = Add(y2, e5)"])
+    found = fold(graph(body, "float[N,2] y", f"<float[2] w = {{1, 2}}, {weights}>", "float[N,2] x"))
+    assert found.ops == ["Add"] * 4
+    assert sorted(sizes[:4]) == [3, 3, 3, 6]
+    assert found.initializer("d2").tolist() == [-3.0, -8.0]
