@@ -31,7 +31,7 @@ def describe_quantization(model: Model, ctx: Any, images: int | None = None) -> 
     activations = {n.inputs[0].name: _activation(n) for n in writers}
     if images and activations:
         _saturation(model, ctx, activations, images)
-    weights = [_weights(n) for n in nodes if n.op == "DequantizeLinear" and _held(n.inputs[0]) and _constant(n, 1)]
+    weights = [_weights(n) for n in nodes if n.op == "DequantizeLinear" and _stored(n.inputs[0]) and _constant(n, 1)]
     return {
         "activations": list(activations.values()),
         "weights": weights,
@@ -46,6 +46,13 @@ def _constant(node: gs.Node, index: int) -> bool:
 
 def _held(tensor: gs.Tensor) -> bool:
     return isinstance(tensor, gs.Constant)
+
+
+def _stored(tensor: gs.Tensor) -> gs.Tensor | None:
+    """The constant that holds the integers: the tensor itself, or what a Cast widens (int4 to int8)."""
+    if not _held(tensor) and len(tensor.inputs) == 1 and tensor.inputs[0].op == "Cast":
+        tensor = tensor.inputs[0].inputs[0]
+    return tensor if _held(tensor) else None
 
 
 def _activation(node: gs.Node) -> dict[str, Any]:
@@ -65,9 +72,10 @@ def _activation(node: gs.Node) -> dict[str, Any]:
 
 
 def _weights(node: gs.Node) -> dict[str, Any]:
-    tensor, scale = node.inputs[0], node.inputs[1].values.astype(np.float64)
+    tensor, scale = _stored(node.inputs[0]), node.inputs[1].values.astype(np.float64)
+    assert tensor is not None
     values = tensor.values
-    top = int(np.iinfo(values.dtype).max) if values.dtype.kind in "iu" else None
+    whole = values.dtype.kind in "iu" or "int" in values.dtype.name  # ml_dtypes' int4 is of no kind of numpy's
     return {
         "tensor": tensor.name,
         "dtype": str(values.dtype),
@@ -75,7 +83,7 @@ def _weights(node: gs.Node) -> dict[str, Any]:
         "scales": int(scale.size),
         "axis": node.attrs.get("axis", 1) if scale.size > 1 else None,
         "scale": [float(scale.min()), float(scale.max())] if scale.size else None,
-        "largest": int(np.abs(values.astype(np.int64)).max(initial=0)) if top is not None else None,
+        "largest": int(np.abs(values.astype(np.int64)).max(initial=0)) if whole else None,
         "read_by": sorted({n.op for t in node.outputs for n in t.outputs}),
     }
 

@@ -15,6 +15,11 @@ _INT8 = ("QLinear", "QGemm", "QAttention", "MatMulInteger", "ConvInteger", "Dyna
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
+def on_integers(op: str) -> bool:
+    """Whether an operator of this name computes on integers (QLinearConv, MatMulInteger and the like)."""
+    return op.startswith(_INT8)
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A node of the optimized graph; ``int8`` if it computes on integers."""
@@ -24,7 +29,7 @@ class Kernel:
 
     @property
     def int8(self) -> bool:
-        return self.op.startswith(_INT8)
+        return on_integers(self.op)
 
 
 def optimized(model: Model) -> list[Kernel]:

@@ -32,8 +32,12 @@ from graphopt.passes.quantize.placement import Plan
 from graphopt.passes.quantize.sensitivity import Sensitivity, sensitivities
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 from graphopt.pipeline.patterns import matching
+from graphopt.runtime.optimized import CONVERSIONS, on_integers
 
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
+_SLOWER = (
+    "with the layers that max_drop restores, the whole model was measured to be slower in int8 than in float: a larger "
+    "max_drop restores fewer"
+)
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,9 @@ class Quantize(Pass):
     )
     rounding: str = option(
         "auto",
-        "How weights become integers: the nearest, or those that give a layer's outputs back best (auto: for int4)",
-        choices=("auto", "nearest", "reconstruct"),
+        "How weights become integers: the nearest, those whose errors make up for each other on a layer's inputs "
+        "(auto: for int8), or those that give a layer's outputs back best (auto: for int4)",
+        choices=("auto", "nearest", "compensate", "reconstruct"),
     )
     bias_correction: str = option(
         "auto",
@@ -141,11 +146,22 @@ class Quantize(Pass):
         built = self._choose(assembler, judge, metrics, skipped)
         if judge is not None and "time_against_float" in metrics:
             metrics["time_against_float"] = ratio = time_against(before, built.model, ctx)
-            if ratio > 1:
-                ctx.progress.warn("quantize: with the layers that max_drop restores, it is slower than in float")
+            if ratio > 1 and not assembler.recipe.four_bits:
+                ctx.progress.warn(
+                    "quantize: what max_drop leaves in int8 is slower than in float: the model stays float"
+                )
+                metrics["max_drop"] |= {"restored": assembler.candidates, "slower": True}
+                metrics["max_drop"] |= {"met": True, "drop_points": 0.0, "drop_points_upper95": 0.0}
+                skipped += [
+                    Skipped(n.name, n.op, _SLOWER)
+                    for n in assembler.original.graph.nodes
+                    if n.name in set(assembler.candidates) - {s.node for s in skipped}
+                ]
+                model.replace_with(before)
+                return PassResult("dequantized" in metrics, {**metrics, "int8_operators": {}, "lowered": {}}, skipped)
         check = verify(built, ctx)
         if check.in_float and judge is None:
-            built = assembler.build(frozenset(check.in_float))
+            built = assembler.build(in_float=frozenset(check.in_float))
             metrics["repaired"] = sorted(check.in_float)
             skipped += check.skipped(repaired=True)
             check = verify(built, ctx)
@@ -166,6 +182,7 @@ class Quantize(Pass):
             self.per_channel,
             refit_weights=weights,
             refit_biases=self.bias_correction == "full" or (self.bias_correction == "auto" and weights),
+            compensated=self.rounding == "compensate" or (self.rounding == "auto" and not weights),
             images=self.images,
         )
         original = model.copy()
@@ -214,9 +231,7 @@ def _has_float_weights(node: gs.Node) -> bool:
 
 def _quantized(model: Model) -> Counter[str]:
     """How many operators on integers a model has, by kind."""
-    return Counter(
-        n.op for g in model.graphs() for n in g.nodes if n.op in _QUANTIZED or n.op.startswith(("QLinear", "QGemm"))
-    )
+    return Counter(n.op for g in model.graphs() for n in g.nodes if n.op in CONVERSIONS or on_integers(n.op))
 
 
 def _refuse_quantized(model: Model) -> None:

@@ -14,6 +14,8 @@ from graphopt.analysis.layers.running import IMAGES, Images, load_images
 from graphopt.ir import Model
 from graphopt.passes.quantize.biases import IMAGES as MEAN_IMAGES
 from graphopt.passes.quantize.biases import correct_biases
+from graphopt.passes.quantize.compensate import IMAGES as ROUNDING_IMAGES
+from graphopt.passes.quantize.compensate import Rounded, compensate
 from graphopt.passes.quantize.operators import data_inputs, has_weights
 from graphopt.passes.quantize.pack import pack
 from graphopt.passes.quantize.placement import Plan
@@ -31,7 +33,7 @@ class Recipe:
     """How weights and biases become integers.
 
     ``layers``: names of those whose weights may be quantized without their activations; ``four_bits``: of those whose
-    weights get 4 bits. ``refit_weights``, ``refit_biases``: see ``reconstruct``.
+    weights get 4 bits. ``refit_weights``, ``refit_biases``: see ``reconstruct``; ``compensated``: see ``compensate``.
     """
 
     layers: frozenset[str] = frozenset()
@@ -39,6 +41,7 @@ class Recipe:
     per_channel: bool = True
     refit_weights: bool = False
     refit_biases: bool = False
+    compensated: bool = False
     images: int | None = None
 
 
@@ -66,6 +69,7 @@ class Assembler:
     params: Mapping[str, QuantParams] = field(default_factory=dict)
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
     _images: Images | None = None
+    _rounded: dict[str, Rounded] = field(default_factory=dict)
 
     @property
     def candidates(self) -> list[str]:
@@ -77,15 +81,19 @@ class Assembler:
         held = self._held(self.recipe)
         return [n.name for i, n in enumerate(nodes) if has_weights(n) and (i in self.plan.int8 or n.name in held)]
 
-    def build(self, restored: frozenset[str] = frozenset(), refit: bool = True) -> Built:
-        """Quantize all but the ``restored`` layers. Those of 4 bits get 8, others stay in float."""
+    def build(
+        self, restored: frozenset[str] = frozenset(), refit: bool = True, in_float: frozenset[str] = frozenset()
+    ) -> Built:
+        """Quantize all but the ``restored`` layers. Those of 4 bits get 8, others stay in float.
+
+        The nodes ``in_float`` compute in float, though weights of 4 bits stay stored so.
+        """
         recipe = replace(self.recipe, four_bits=self.recipe.four_bits - restored)
-        if self.recipe.four_bits:
-            return self._make(self.plan, recipe, refit)
-        recipe = replace(recipe, layers=recipe.layers - restored)
-        nodes = self.original.graph.nodes
-        out = {i for i, n in enumerate(nodes) if n.name in restored}
-        return self._make(restrict(self.original, self.ctx.target, self.plan, out), recipe, refit)
+        out = in_float
+        if not self.recipe.four_bits:
+            recipe, out = replace(recipe, layers=recipe.layers - restored), in_float | restored
+        places = {i for i, n in enumerate(self.original.graph.nodes) if n.name in out}
+        return self._make(restrict(self.original, self.ctx.target, self.plan, places), recipe, refit)
 
     def alone(self, name: str) -> Model:
         """The float model with one layer quantized, not refitted."""
@@ -113,6 +121,10 @@ class Assembler:
             built.metrics["channels_widened_for_bias"] = rewriter.widened
         if alone:
             built.metrics["weights_only"] = len(alone)
+        if refit and recipe.compensated:
+            some, biases = self._load().first(ROUNDING_IMAGES), bool(self.means)
+            found = compensate(self.original, model, limits, some, self.ctx, self._rounded, biases=biases)
+            built.metrics["rounding"], built.skipped = found.metrics(), found.skipped
         if refit and recipe.refit_weights:
             found = reconstruct(self.original, model, limits, self._load(), self.ctx, biases=recipe.refit_biases)
             built.metrics["reconstruction"], built.skipped = found.metrics(), found.skipped

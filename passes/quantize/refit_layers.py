@@ -70,7 +70,7 @@ def layers_of(
         if node.name not in limits:
             continue
         index, twin = source[node.name]
-        sampler, why = sampler_of(twin), obstacle(twin) or obstacle(node)
+        sampler, why = sampler_of(twin), obstacle(twin) or obstacle(node) or _rows_missing(twin)
         if sampler is None or why:
             skipped.append(Skipped(node.name, node.op, f"its weights are rounded to nearest, not refitted: {why}"))
             continue
@@ -81,6 +81,11 @@ def layers_of(
         rows = min(max(_ROWS, _LEAST_ROWS * inputs), max(1, _ROW_BYTES // (4 * groups * inputs)))
         per_image = -(-rows // max(1, images.count))
         yield Layer(node.name, node, twin, sampler, limits[node.name], target, skip, per_image, rows)
+
+
+def _rows_missing(node: gs.Node) -> str:
+    shape = node.inputs[0].shape
+    return "what it reads has no axis of images" if shape is not None and len(shape) < 2 else ""
 
 
 def original_outputs(network: Network, layers: list[Layer], ctx: Context) -> Iterator[list[np.ndarray]]:

@@ -35,7 +35,7 @@ def store(model: Model, layer: Layer, scale: np.ndarray, weight: np.ndarray, bia
     kept = scale.reshape(-1)[: max(old.size, 1)].reshape(old.shape).astype(np.float32)
     source.inputs[1].values = kept
     if node.op != "MatMul" and entry is not None:
-        kept_bias = (np.float32(entry) * kept).astype(np.float32)
+        kept_bias = np.asarray(np.float32(entry) * kept, np.float32)  # not a scalar where there is one scale
         if len(node.inputs) < 3 and bias.any() and layer.limits.float_bias:
             node.inputs.append(model.constant(f"{node.name}_bias", bias.reshape(-1).astype(np.float32)))
         elif len(node.inputs) < 3 and bias.any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -91,3 +92,25 @@ def test_saturation_on_images():
 def test_a_model_that_the_runtime_refuses():
     runtime = described(QUANTIZED.replace("Erf(cd)", "NoSuchOp(cd)"))["runtime"]
     assert runtime["int8"] == {} and "NoSuchOp" in runtime["error"]
+
+
+def test_weights_of_four_bits_behind_a_cast_are_weights():
+    text = """
+    <ir_version: 10, opset_import: ["" : 21]>
+    net (float[N,2] x) => (float[N,2] y)
+    <float s = {0.1}, uint8 z = {100}, int8[2,2] w = {7, 3, -5, 2}, float[2] ws = {0.01, 0.02}, int8[2] wz = {0, 0}>
+    { xq = QuantizeLinear(x, s, z)
+      xd = DequantizeLinear(xq, s, z)
+      wc = Cast<to=3>(w)
+      wd = DequantizeLinear<axis=1>(wc, ws, wz)
+      y = MatMul(xd, wd) }
+    """
+    model = Model.from_text(text)
+    with model.edit():
+        held = next(c for c in model.constants() if c.name == "w")
+        held.values = held.values.astype(ml_dtypes.int4)
+    images = Images(np.zeros((0, 2), np.float32))
+    (weights,) = describe_quantization(model, Context(get_target("ort-cpu"), images, model))["weights"]  # type: ignore
+    assert (weights["tensor"], weights["dtype"], weights["shape"]) == ("w", "int4", [2, 2])
+    assert weights["largest"] == 7 and weights["read_by"] == ["MatMul"]
+    assert weights["scale"] == pytest.approx([0.01, 0.02])

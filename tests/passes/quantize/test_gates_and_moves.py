@@ -109,6 +109,7 @@ from graphopt.runtime.target import get_target
 class Images:
     synthetic = False
     def __len__(self): return 8
+    def part(self, numbers): return self
     def batches(self, n, limit=None):
         yield np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
 

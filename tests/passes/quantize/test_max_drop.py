@@ -174,3 +174,51 @@ def test_one_layer_alone(data, eager_target, run):
     assert sum(1 for n in weights if n.inputs[0].dtype == np.int8) == 1
     x = np.random.default_rng(0).uniform(-1, 1, (4, 3, 8, 8)).astype(np.float32)
     assert np.isfinite(run(one, x)).all()
+
+
+class Table:
+    """Measured times: int8 wins as placed, and loses once layers are restored."""
+
+    sha256 = "0" * 64
+
+    def __init__(self, after: float) -> None:
+        self.whole = [0.5, after]
+
+    def lookup(self, key: str, measure):
+        if "whole" in key:
+            return self.whole.pop(0)
+        return 10.0 if key.endswith("float") else 0.5
+
+    def save(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("after", [0.9, 1.3])
+def test_a_model_that_restoring_makes_slower_than_float_stays_float(data, eager_target, after):
+    target = dataclasses.replace(eager_target, reduce_range=False, measurable=True)
+    ctx = dataclasses.replace(data.context(target, data.batches(2)), latency_table=Table(after))
+    warnings: list[str] = []
+    ctx.progress.warn = warnings.append  # type: ignore[method-assign]
+    model = data.model.copy()
+    result = Quantize(max_drop=20.0, rounding="nearest", bias_correction="none").run(model, ctx)
+    said, slower = result.metrics["max_drop"], after > 1
+    assert result.changed is not slower and result.metrics["time_against_float"] == after
+    assert any(n.op == "QuantizeLinear" for n in model.graph.nodes) is not slower
+    assert any("slower than in float" in w for w in warnings) is slower
+    if slower:
+        assert result.metrics["int8_operators"] == {} and said["met"] and said["drop_points"] == 0
+        assert "fragile" in said["restored"] and all(s.reason for s in result.skipped)
+        assert {s.node for s in result.skipped} >= set(said["restored"])
+
+
+def test_what_is_repaired_computes_in_float_and_keeps_its_four_bits(data, eager_target):
+    ctx = data.context(eager_target)
+    lower(model := data.model.copy())
+    plan = decide(model, ctx.target)
+    found = calibrate(model, ctx, plan)
+    recipe = Recipe(frozenset(), frozenset({"fragile"}))
+    assembler = Assembler(model, ctx, plan, recipe, found.params, found.means)
+    built = assembler.build(in_float=frozenset({"fragile"}))
+    assert "fragile" not in built.planned["Conv"] and built.metrics["weights_only"] == 1
+    assert built.metrics["int4_weights"] == 1
+    assert "fragile" in assembler.build(frozenset({"fragile"})).planned["Conv"]  # 8 bits

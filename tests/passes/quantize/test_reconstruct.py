@@ -107,6 +107,52 @@ def test_reconstruction_lowers_the_error_and_keeps_the_operators(graph, quantize
     assert "reconstruction" not in runs["nearest"].result.metrics
 
 
+def images_that_repeat(count: int, channels: int) -> np.ndarray:
+    """Channels that depend on each other, so that errors of their weights can make up for each other."""
+    rng = np.random.default_rng(0)
+    x = np.einsum("nkhw,kc->nchw", rng.normal(size=(count, 2, 8, 8)), rng.normal(size=(2, channels)))
+    return (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize("bias_correction", ["none", "auto"])
+def test_errors_of_weights_make_up_for_each_other_by_default(graph, quantized, target, bias_correction):
+    text = graph("y = Conv(x, w, b)", "[N,16,8,8]", OUT, w=(1, 8, 16, 1, 1), b=B)
+    common = {"x": images_that_repeat(64, 16), "target": target, "activations": "float"}
+    runs = {
+        how: quantized(text, **common, rounding=how, bias_correction=bias_correction)
+        for how in ("nearest", "auto", "compensate")
+    }
+    assert runs["auto"].error < 0.6 * runs["nearest"].error
+    assert runs["auto"].ops == runs["nearest"].ops
+    assert runs["auto"].model.to_bytes() == runs["compensate"].model.to_bytes()
+    found = runs["auto"].result.metrics["rounding"]
+    assert found["layers"] == 1 and found["relative_error_after"] < 0.4 * found["relative_error_before"]
+    assert "rounding" not in runs["nearest"].result.metrics
+
+
+def test_compensated_depthwise_and_grouped_layers(graph, quantized, target):
+    body = "a = Conv<pads=[1,1,1,1], group=8>(x, w, b) r = Relu(a) y = Conv<pads=[1,1,1,1], group=2>(r, v, c)"
+    text = graph(body, OUT, OUT, w=(1, 8, 1, 3, 3), b=B, v=(3, 8, 4, 3, 3), c=(4, 8))
+    runs = {
+        how: quantized(text, 64, 8, 8, 8, target=target, rounding=how, bias_correction="none")
+        for how in ("nearest", "compensate")
+    }
+    assert runs["compensate"].result.metrics["rounding"]["layers"] == 2
+    assert runs["compensate"].error < runs["nearest"].error < 0.02
+
+
+def test_biases_take_up_the_mean_error_of_compensated_weights_only_where_asked(graph, quantized, target):
+    text = graph("y = Conv(x, w, b)", "[N,16,8,8]", OUT, w=(1, 8, 16, 1, 1), b=B)
+    x = images_that_repeat(64, 16) + 3
+    shift = {}
+    for how in ("none", "fast"):
+        out = quantized(text, x=x, target=target, rounding="compensate", bias_correction=how)
+        shift[how] = np.abs((out.output - out.reference).mean(axis=(0, 2, 3))).max()
+        kept = next(c.values * s for c in out.model.constants() if c.dtype == np.int32 for s in [1.0])
+        assert kept.size == 8
+    assert shift["fast"] < 0.02
+
+
 def test_depthwise_and_grouped_layers_are_reconstructed(graph, quantized, target):
     body = "a = Conv<pads=[1,1,1,1], group=8>(x, w, b) r = Relu(a) y = Conv<pads=[1,1,1,1], group=2>(r, v, c)"
     text = graph(body, OUT, OUT, w=(1, 8, 1, 3, 3), b=B, v=(3, 8, 4, 3, 3), c=(4, 8))
@@ -178,11 +224,11 @@ def test_same_input_same_bytes(graph, quantized, target):
 
 
 def test_an_unknown_rounding_is_refused(graph, quantized):
-    with pytest.raises(UsageError, match=r"rounding.*one of auto, nearest, reconstruct"):
+    with pytest.raises(UsageError, match=r"rounding.*one of auto, nearest, compensate, reconstruct"):
         quantized(graph(TWO, IMAGE, OUT, w=W, b=B, v=V), 4, 3, 8, 8, rounding="up")
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "reconstruct"])
+@pytest.mark.parametrize("rounding", ["nearest", "compensate", "reconstruct"])
 def test_where_pairs_of_products_saturate_no_two_weights_can(graph, quantized, eager_target, rounding):
     narrow = dataclasses.replace(eager_target, reduce_range=True)
     out = quantized(graph(TWO, IMAGE, OUT, w=W, b=B, v=V), 32, 3, 8, 8, target=narrow, rounding=rounding)
