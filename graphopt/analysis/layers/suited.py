@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _CANDIDATES = 6  # for each image that is wanted
 _PIXELS = 1 << 26  # of all candidates, at most: large images take time to make
 _STATISTICS = 4096  # channels looked at
+_ELEMENTS = 1 << 23  # of all the tensors that are looked at, held at a time
 _FAR = 20.0  # standard deviations: what is further from training counts as this far
 
 
@@ -86,7 +87,7 @@ def _distances(ctx: Context, layers: list[gs.Node], images: Batches) -> np.ndarr
     sizes = [int(node.inputs[3].shape[0]) for node in layers]
     chosen = ctx.rng("prune.statistics").permutation(sum(sizes))[:_STATISTICS]
     fixed = twin.inputs[0].shape[0] if twin.inputs[0].shape else None
-    size = fixed if isinstance(fixed, int) else BATCH
+    size = fixed if isinstance(fixed, int) else _batch(twin)
     rows = []
     for batch in images.batches(size):
         fill = np.zeros((size - len(batch) if isinstance(fixed, int) else 0, *batch.shape[1:]), batch.dtype)
@@ -98,9 +99,19 @@ def _distances(ctx: Context, layers: list[gs.Node], images: Batches) -> np.ndarr
     return np.clip(np.concatenate(rows), -_FAR, _FAR).astype(np.float32)
 
 
+def _batch(model: Model) -> int:
+    """Images at a time, so that the outputs of ``model`` stay within bounds."""
+    sides = [[d if isinstance(d, int) else 1 for d in t.shape[1:]] for t in model.outputs if t.shape is not None]
+    elements = sum(int(np.prod(s, dtype=np.int64)) for s in sides)
+    return int(np.clip(_ELEMENTS // max(1, elements), 1, BATCH))
+
+
 def _moments(x: np.ndarray, node: gs.Node) -> tuple[np.ndarray, np.ndarray]:
     """Mean and mean square [images, channels] of x [images, channels, ...] as a batch normalisation sees it."""
     mean, variance = (np.asarray(t.values, dtype=np.float64) for t in node.inputs[3:5])
     scale = 1.0 / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))
-    flat = (x.reshape(*x.shape[:2], -1) - mean[:, None]) * scale[:, None]
-    return flat.mean(axis=2), np.square(flat).mean(axis=2)
+    # In place and in single precision: tensors of large images are the memory and the time of all this.
+    flat = x.reshape(*x.shape[:2], -1) - mean.astype(x.dtype)[:, None]
+    first = flat.mean(axis=2, dtype=np.float64) * scale
+    second = np.einsum("ncp,ncp->nc", flat, flat) / max(1, flat.shape[2])
+    return first, second * np.square(scale)

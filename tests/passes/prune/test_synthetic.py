@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from graphopt import Context, Model
+from graphopt.analysis.layers import suited as suited_module
 from graphopt.analysis.layers.suited import herd, suited
 from graphopt.data.preprocess import Preprocess
 from graphopt.data.synthetic import synthetic_batches
@@ -122,3 +123,22 @@ def test_pruning_takes_them(monkeypatch):
     result = Prune(macs=0.8, multiple=4).run(model, ctx)
     assert taken == [ctx.calibration.description] and result.metrics["synthetic_calibration"]
     assert result.metrics["refit_images"] == 64
+
+
+def test_moments_in_single_precision_are_those_in_double():
+    model = classifier()
+    node = next(n for n in model.graph.nodes if n.op == "BatchNormalization")
+    mean, variance = (np.asarray(t.values, np.float64) for t in node.inputs[3:5])
+    x = (np.random.default_rng(0).normal(size=(3, len(mean), 20, 20)) * 2 + 5).astype(np.float32)
+    normal = (x - mean[:, None, None]) / np.sqrt(variance + node.attrs.get("epsilon", 1e-5))[:, None, None]
+    first, second = suited_module._moments(x, node)
+    np.testing.assert_allclose(first, normal.mean(axis=(2, 3)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(second, np.square(normal).mean(axis=(2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "most"), [(8, 32), (512, 8), (4096, 1)])
+def test_large_images_are_looked_at_fewer_at_a_time(size, most):
+    model = classifier()
+    with model.edit() as graph:
+        graph.outputs[0].shape = ["N", 4, size, size]
+    assert suited_module._batch(model) == most
