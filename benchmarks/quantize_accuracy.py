@@ -3,8 +3,9 @@
     python benchmarks/quantize_accuracy.py --models MODELS --data DATA [--only NAME ...] [--rows NAME ...] [--images N]
 
 Models, images and preprocessing are those of ``quantize_peers.py``. Drops are points of top-1 against the float model,
-agreement is the percentage of images on which both predict the same, dB the signal to noise ratio of the scores; file
-is the share of the float file's bytes.
+agreement is the percentage of images on which both predict the same, mnats the mean Kullback-Leibler divergence of the
+predicted distributions in thousandths, dB the signal to noise ratio of the scores; file is the share of the float
+file's bytes.
 Placement is by estimate, so that nothing here depends on time but the seconds; ``default`` is the pass as it comes.
 """
 
@@ -23,6 +24,7 @@ from graphopt import Context, load, save
 from graphopt.data.loader import Batches
 from graphopt.data.preprocess import Preprocess
 from graphopt.data.synthetic import synthetic_batches
+from graphopt.passes.prune.curves import divergence
 from graphopt.passes.quantize.sensitivity import decibels
 from graphopt.pipeline import Registry
 from graphopt.pipeline.manager import PassManager
@@ -35,6 +37,7 @@ _PLAIN = "rounding=nearest,bias_correction=none"
 ROWS = (
     ("default", "quantize", ""),
     ("no tool", f"quantize{{place=estimated,{_PLAIN}}}", ""),
+    ("rounding=compensate", "quantize{place=estimated,rounding=compensate,bias_correction=none}", ""),
     ("bias_correction=fast", "quantize{place=estimated,rounding=nearest,bias_correction=fast}", ""),
     ("bias_correction=full", "quantize{place=estimated,rounding=nearest,bias_correction=full}", ""),
     ("equalize", f"quantize{{place=estimated,equalize=true,{_PLAIN}}}", ""),
@@ -79,7 +82,8 @@ def row(case: Case, spec: str, how: str, before: np.ndarray, evaluation: Batches
         share = path.stat().st_size / source.stat().st_size
     was, now, labels = before.argmax(axis=1), after.argmax(axis=1), np.asarray(evaluation.labels)
     drop = 100 * ((was == labels).mean() - (now == labels).mean())
-    cells = (f"{drop:+.2f}", f"{100 * (was == now).mean():.2f}", f"{decibels(before, after):.1f}", f"{share:.3f}")
+    agreement, apart = 100 * (was == now).mean(), 1000 * divergence(before, after)
+    cells = (f"{drop:+.2f}", f"{agreement:.2f}", f"{apart:.2f}", f"{decibels(before, after):.1f}", f"{share:.3f}")
     return " | ".join((*cells, f"{seconds:.1f}"))
 
 
@@ -92,7 +96,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=512, help="calibration images")
     parser.add_argument("--images", type=int, default=None, help="images of the accuracy (default: all)")
     options = parser.parse_args()
-    print("| model | tools | drop | agreement | dB | file | s |\n|---|---|---|---|---|---|---|", flush=True)
+    print("| model | tools | drop | agreement | mnats | dB | file | s |\n|---|---|---|---|---|---|---|---|", flush=True)
     for case in CASES:
         if options.only is not None and not any(part in case.model for part in options.only):
             continue

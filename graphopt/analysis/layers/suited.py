@@ -21,6 +21,8 @@ from graphopt.ir.view import is_standard
 from graphopt.runtime.session import open_session, run_feeds, runnable
 
 if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
     from graphopt.pipeline.context import Context
 
 _CANDIDATES = 6  # for each image that is wanted
@@ -87,7 +89,8 @@ def _distances(ctx: Context, layers: list[gs.Node], images: Batches) -> np.ndarr
     sizes = [int(node.inputs[3].shape[0]) for node in layers]
     chosen = ctx.rng("prune.statistics").permutation(sum(sizes))[:_STATISTICS]
     fixed = twin.inputs[0].shape[0] if twin.inputs[0].shape else None
-    size = fixed if isinstance(fixed, int) else _batch(twin)
+    first = next(iter(images.batches(1, limit=1))).astype(twin.inputs[0].dtype)
+    size = fixed if isinstance(fixed, int) else _batch(session, first)
     rows = []
     for batch in images.batches(size):
         fill = np.zeros((size - len(batch) if isinstance(fixed, int) else 0, *batch.shape[1:]), batch.dtype)
@@ -99,10 +102,10 @@ def _distances(ctx: Context, layers: list[gs.Node], images: Batches) -> np.ndarr
     return np.clip(np.concatenate(rows), -_FAR, _FAR).astype(np.float32)
 
 
-def _batch(model: Model) -> int:
-    """Images at a time, so that the outputs of ``model`` stay within bounds."""
-    sides = [[d if isinstance(d, int) else 1 for d in t.shape[1:]] for t in model.outputs if t.shape is not None]
-    elements = sum(int(np.prod(s, dtype=np.int64)) for s in sides)
+def _batch(session: InferenceSession, image: np.ndarray) -> int:
+    """Images like ``image`` [1,...] at a time, so that the outputs stay within bounds: one is run, since models leave
+    their sizes open."""
+    elements = sum(values.size for values in run_feeds(session, {session.get_inputs()[0].name: image}))
     return int(np.clip(_ELEMENTS // max(1, elements), 1, BATCH))
 
 
