@@ -10,6 +10,7 @@ from graphopt.analysis.cost import Cost
 from graphopt.analysis.labels import Family, Labels
 from graphopt.analysis.layers.running import Images
 from graphopt.ir import Model
+from graphopt.passes.eliminate import Eliminate
 from graphopt.passes.prune.allocate import Plan
 from graphopt.passes.prune.costs import CostModel, bytes_model, macs_model, params_model
 from graphopt.passes.prune.planning import Costs, Planner, pinned
@@ -40,6 +41,8 @@ class Task:
         """A pruned copy of the model."""
         twin = self.model.copy()
         remove(twin, self.labels, plan.keep)
+        if self.labels.cut(plan.keep):  # what a branch was added to may be rectified twice now
+            Eliminate().run(twin, self.ctx)
         recovery = None
         if refit and self.images is not None and not plan.keep.all():
             recovery = recover(self.model, twin, self.labels, plan.keep, self.images, self.ctx)

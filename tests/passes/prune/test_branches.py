@@ -147,8 +147,8 @@ def test_counts_end_at_none_where_a_branch_goes_with_them():
 def test_the_pass_takes_a_branch_that_does_little(context):
     """Of two blocks, one adds next to nothing: at half of the multiply-accumulates it is gone."""
     body = BLOCK + (
-        "c = Conv<pads=[1,1,1,1]>(i, w)\n d = Conv<pads=[1,1,1,1]>(c, v)\n t = Add(i, d)\n"
-        "c2 = Conv<pads=[1,1,1,1]>(t, w2)\n d2 = Conv<pads=[1,1,1,1]>(c2, v2)\n z = Add(d2, t)\n"
+        "c = Conv<pads=[1,1,1,1]>(i, w)\n d = Conv<pads=[1,1,1,1]>(c, v)\n u = Add(i, d)\n t = Relu(u)\n"
+        "c2 = Conv<pads=[1,1,1,1]>(t, w2)\n d2 = Conv<pads=[1,1,1,1]>(c2, v2)\n u2 = Add(d2, t)\n z = Relu(u2)\n"
     )
     shapes = {"w": (8, 6, 3, 3), "v": (6, 8, 3, 3), "w2": (8, 6, 3, 3), "v2": (6, 8, 3, 3)}
     model = build(body + HEAD, STEM | shapes)
@@ -160,7 +160,7 @@ def test_the_pass_takes_a_branch_that_does_little(context):
             ]
     twin = model.copy()
     Prune(macs=0.6, multiple=4).run(twin, context(model))
-    assert ops(twin).count("Add") == 1
+    assert ops(twin).count("Add") == 1 and ops(twin).count("Relu") == 2  # no Relu of a Relu is left
     kept = model.copy()
     Prune(macs=0.6, multiple=4, blocks=False).run(kept, context(model))
     assert ops(kept).count("Add") == 2
