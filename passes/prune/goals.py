@@ -24,7 +24,10 @@ _TOLERANCE = 0.03
 
 @dataclass(frozen=True)
 class Task:
-    """A model to prune, and what every try at it needs. ``images`` are for the refit, None where there is none."""
+    """A model to prune, and what every try at it needs. ``images`` are for the refit, None where there is none.
+
+    ``finer``: counts between those of the planner could be tried: it need not settle for what is far from the target.
+    """
 
     model: Model
     labels: Labels
@@ -32,6 +35,7 @@ class Task:
     planner: Planner
     images: Images | None
     ctx: Context
+    finer: bool = False
 
     def macs(self, families: tuple[Family, ...]) -> CostModel:
         """Multiply-accumulates by what families keep."""
@@ -94,6 +98,8 @@ class CostGoal(Goal):
 
     def reach(self, task: Task) -> Result:
         plan, verdict = task.planner.plan(self._costs(task), self.fraction)
+        if task.finer and abs(plan.fraction - self.fraction) > _TOLERANCE:
+            return Result.unchanged(task, {}, met=False)
         if plan.fraction > self.fraction + _TOLERANCE and not plan.keep.all():
             task.ctx.progress.warn(
                 f"prune: {plan.fraction:.0%} of the {_COUNTED[self.name]} remain where {self.fraction:.0%} were asked "

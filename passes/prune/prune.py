@@ -104,24 +104,29 @@ class Prune(Pass):
         labels = ctx.analysis(ChannelLabels(self.norms, self.heads), model)
         if not self.blocks:
             labels = replace(labels, families=tuple(replace(f, branch=None) for f in labels.families))
-        for multiple in self._multiples(ctx):
+        images = None
+        for finer, multiple in enumerate(multiples := self._multiples(ctx), start=1):
             space = candidates(labels, self.keep, self.ratios, multiple)
-            if space.families:
+            skipped = [*(Skipped(x.node, x.op, x.reason, x.macs) for x in why_not(labels, cost)), *space.left]
+            if goal.trivial and not any(space.ratios.values()):
+                size = weight_bytes(model)
+                metrics = _metrics(cost, cost, (size, size), labels, None, ())
+                metrics |= _held_back(labels, cost, space.families)
+                return PassResult(False, metrics, _ordered(skipped))
+            images = images or self._images(model, ctx)
+            curves = [
+                pinned(curve, space.ratios[family.name]) if family.name in space.ratios else curve
+                for family, curve in zip(
+                    space.families,
+                    self._curves(model, ctx, cost, labels, space.families, images, multiple),
+                    strict=True,
+                )
+            ]
+            planner = Planner(model, labels, space.families, curves, proof_feeds(model, ctx), skipped, ctx)
+            task = Task(model, labels, cost, planner, images if self.recover else None, ctx, finer < len(multiples))
+            result = goal.reach(task)
+            if result.met or not result.plan.keep.all():
                 break
-        skipped = [*(Skipped(x.node, x.op, x.reason, x.macs) for x in why_not(labels, cost)), *space.left]
-        if goal.trivial and not any(space.ratios.values()):
-            size = weight_bytes(model)
-            metrics = _metrics(cost, cost, (size, size), labels, None, ()) | _held_back(labels, cost, space.families)
-            return PassResult(False, metrics, _ordered(skipped))
-        images = self._images(model, ctx)
-        curves = [
-            pinned(curve, space.ratios[family.name]) if family.name in space.ratios else curve
-            for family, curve in zip(
-                space.families, self._curves(model, ctx, cost, labels, space.families, images, multiple), strict=True
-            )
-        ]
-        planner = Planner(model, labels, space.families, curves, proof_feeds(model, ctx), skipped, ctx)
-        result = goal.reach(Task(model, labels, cost, planner, images if self.recover else None, ctx))
         if result.met:
             size = weight_bytes(model)
             metrics = _metrics(cost, cost, (size, size), labels, None, ()) | result.metrics
@@ -156,7 +161,7 @@ class Prune(Pass):
         return CostGoal("macs", _MACS if self.macs is None else self.macs), ctx
 
     def _multiples(self, ctx: Context) -> list[int]:
-        """Of channel counts: the next where one leaves nothing to remove, as slow kernels are better than none."""
+        """Of channel counts: the next where one cannot reach the target, as what was asked for counts more."""
         if self.multiple:
             return [self.multiple]
         target = ctx.target
