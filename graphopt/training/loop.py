@@ -217,7 +217,8 @@ class Training:
         began = time.monotonic()
         self._result = result = Progressed(ended="budget")
         best = self.evaluate()
-        schedule = Schedule(_after(budget, time.monotonic() - began), self.recipe.warmup, time.monotonic() - began)
+        took = time.monotonic() - began
+        schedule = Schedule(_after(budget, took), self.recipe.warmup, took)
         result.before = result.after = best[0]
         saved = self.state.snapshot()
         failures = 0

@@ -6,7 +6,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.ir.model import Model
 
-_HEAVY = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
+HEAVY = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
 
 def logits(model: Model) -> str:
@@ -39,7 +39,7 @@ def cuts(model: Model) -> list[str]:
     found: list[str] = []
     latest: str | None = None
     for node in model.graph.nodes:
-        if node.op in _HEAVY and latest is not None:
+        if node.op in HEAVY and latest is not None:
             found.append(latest)
             latest = None
         reads = [t.name for t in node.inputs if t.name in left and not isinstance(t, gs.Constant)]

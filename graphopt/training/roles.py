@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from graphopt.ir.model import Model
 from graphopt.ir.values import peek
 from graphopt.ir.view import is_standard, subgraphs
+from graphopt.training.matching import HEAVY
 from graphopt.training.ops.quantization import LIMITS
 
 # Inputs that hold weights. Any other constant is part of the operator: a bound, a shape, a statistic.
@@ -29,7 +30,6 @@ _WEIGHTS: dict[str, tuple[int, ...]] = {
 _ELEMENTWISE = ("Add", "Sub", "Mul", "Div")  # a constant of one element is a formula's; of more, a bias or a gain
 # Integers pass through these unchanged: the scales on both sides must stay equal for a runtime to skip the pair.
 _MOVES = frozenset("MaxPool Reshape Transpose Flatten Squeeze Unsqueeze Slice Gather Identity Split Resize".split())
-_LAYERS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 FLOATS = ("float32", "float16")
 
 
@@ -165,7 +165,7 @@ def depth(model: Model) -> int:
     deep: dict[str, int] = {}
     for node in model.graph.nodes:  # in topological order
         before = max((deep.get(t.name, 0) for t in node.inputs), default=0)
-        layer = node.op in _LAYERS and any(_constant(t) for t in node.inputs[1:2])
+        layer = node.op in HEAVY and any(_constant(t) for t in node.inputs[1:2])
         deep.update(dict.fromkeys((t.name for t in node.outputs), before + layer))
     return max((deep.get(t.name, 0) for t in model.outputs), default=0)
 

@@ -58,28 +58,24 @@ def masked(model: Model, labels: Labels, keep: np.ndarray) -> Model:
                     dtype = np.float32 if tensor.dtype is None else tensor.dtype
                     rank = len(labels.tensors[tensor.name])
                     factor = kept.astype(dtype).reshape([-1] + [1] * (rank - 1 - axis))
-                    result = gs.Variable(twin.fresh_name("masked"), dtype=tensor.dtype, shape=tensor.shape)
-                    before.setdefault(contraction.node, []).append(
-                        gs.Node(
-                            "Mul",
-                            twin.fresh_name("mask"),
-                            inputs=[tensor, twin.constant("keep", factor)],
-                            outputs=[result],
-                        )
-                    )
-                    made[key] = result
+                    mask, made[key] = _times(twin, tensor, factor)
+                    before.setdefault(contraction.node, []).append(mask)
                 node.inputs[slot] = made[key]
         for branch in labels.cut(keep):
             for index, slot in branch.sums:
-                node, tensor = nodes[index], nodes[index].inputs[1 - slot]
-                dtype = np.float32 if tensor.dtype is None else tensor.dtype
-                result = gs.Variable(twin.fresh_name("masked"), dtype=tensor.dtype, shape=tensor.shape)
-                inputs = [tensor, twin.constant("keep", np.zeros((), dtype))]
-                mask = gs.Node("Mul", twin.fresh_name("mask"), inputs=inputs, outputs=[result])
+                tensor = nodes[index].inputs[1 - slot]
+                nothing = np.zeros((), np.float32 if tensor.dtype is None else tensor.dtype)
+                mask, nodes[index].inputs[1 - slot] = _times(twin, tensor, nothing)
                 before.setdefault(index, []).append(mask)
-                node.inputs[1 - slot] = result
         graph.nodes = [n for i, node in enumerate(nodes) for n in (*before.get(i, ()), node)]
     return twin
+
+
+def _times(model: Model, tensor: gs.Tensor, factor: np.ndarray) -> tuple[gs.Node, gs.Variable]:
+    """A node that multiplies a tensor by a constant, and its result."""
+    result = gs.Variable(model.fresh_name("masked"), dtype=tensor.dtype, shape=tensor.shape)
+    inputs = [tensor, model.constant("keep", factor)]
+    return gs.Node("Mul", model.fresh_name("mask"), inputs=inputs, outputs=[result]), result
 
 
 def proof_feeds(model: Model, ctx: Context) -> list[dict[str, np.ndarray]]:
