@@ -14,6 +14,8 @@ from graphopt.data.preprocess import Preprocess
 from graphopt.data.split import choose
 from graphopt.errors import DataError
 
+_LOOKED_AT = 16  # images that say whether a dataset has 8-bit pixels
+
 
 class Batches:
     """Some images of a dataset as a model takes them.
@@ -74,6 +76,16 @@ class Batches:
             description=f"{len(positions)} of {self.description}",
             workers=self.workers,
         )
+
+    def levels(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Factor and offset by channel, float64 [channels]: number = pixel * factor + offset, pixels being the integers
+        from 0 to 255. None if the first images are no such pixels."""
+        for picture in map(self.picture, range(min(len(self), _LOOKED_AT))):
+            whole = picture.dtype == np.uint8 or np.array_equal(picture, np.rint(picture))
+            if not (whole and picture.min() >= 0 and picture.max() <= 255):
+                return None
+        factor, offset = (np.broadcast_to(v, self.input.channels) for v in self.preprocess.affine())
+        return factor.astype(np.float64), offset.astype(np.float64)
 
     def item(self, position: int) -> np.ndarray:
         """Image number ``position`` of these, preprocessed: [C,H,W] or [H,W,C]."""

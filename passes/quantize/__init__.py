@@ -28,12 +28,14 @@ from graphopt.passes.quantize.islands import place, time_against
 from graphopt.passes.quantize.lowering import lower
 from graphopt.passes.quantize.operators import has_weights
 from graphopt.passes.quantize.pack import OPSET, four_bit_layers
+from graphopt.passes.quantize.pixels import enter
 from graphopt.passes.quantize.placement import Plan
 from graphopt.passes.quantize.sensitivity import Sensitivity, sensitivities
 from graphopt.pipeline import Context, Kind, Pass, PassResult, Skipped, option
 from graphopt.pipeline.patterns import matching
 from graphopt.runtime.optimized import CONVERSIONS, on_integers
 
+_SPARE = 0.95  # of the time in float: below it, there is time for an operator that makes images lossless
 _SLOWER = (
     "with the layers that max_drop restores, the whole model was measured to be slower in int8 than in float: a larger "
     "max_drop restores fewer"
@@ -185,23 +187,26 @@ class Quantize(Pass):
             compensated=self.rounding == "compensate" or (self.rounding == "auto" and not weights),
             images=self.images,
         )
-        original = model.copy()
         if self.activations == "float":
-            return Assembler(original, ctx, Plan(), recipe)
+            return Assembler(model.copy(), ctx, Plan(), recipe)
         plan, times = place(before, model, ctx, self.place, self.keep_float, self.per_channel)
         metrics |= times
         skipped.extend(plan.skipped)
         if not any(has_weights(n) for i, n in enumerate(model.graph.nodes) if i in plan.int8):
-            return Assembler(original, ctx, Plan(), replace(recipe, layers=recipe.four_bits))
+            return Assembler(model.copy(), ctx, Plan(), replace(recipe, layers=recipe.four_bits))
+        entry = enter(model, ctx, plan, times.get("time_against_float", 0.0) < _SPARE)
+        plan = entry.plan
+        skipped.extend(entry.skipped)
         method: Method = self.calibration  # type: ignore[assignment]
-        found = calibrate(model, ctx, plan, self.percentile, self.images, method)
+        found = calibrate(model, ctx, plan, self.percentile, self.images, method, entry.ranges)
         metrics |= {
             "calibration_images": min(len(ctx.calibration), self.images or len(ctx.calibration)),
             "calibrated_tensors": len(found.params),
             "synthetic_calibration": bool(ctx.calibration.synthetic),
+            "lossless_input": bool(entry.ranges),
         }
         means = {} if self.bias_correction == "none" else found.means
-        return Assembler(original, ctx, plan, recipe, found.params, means)
+        return Assembler(model.copy(), ctx, plan, recipe, found.params, means)
 
     def _choose(
         self, assembler: Assembler, judge: Judge | None, metrics: dict[str, Any], skipped: list[Skipped]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.activations import ActivationStatistics, Method
 from graphopt.ir import Model
+from graphopt.passes.quantize.gates import gate_of, seen_through, slope_of
 from graphopt.passes.quantize.operators import clip_bounds, data_inputs, is_activation
 from graphopt.passes.quantize.placement import Plan, outputs_in_int8
 from graphopt.passes.quantize.ranges import QuantParams, activation_params
@@ -37,11 +38,12 @@ def calibrate(
     percentile: float = 100.0,
     images: int | None = None,
     method: Method = "percentile",
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Calibrated:
     """Look at the calibration images once, and choose parameters.
 
     Tensors that operators only move between each other share one set. With the method ``percentile``, that share of the
-    values lies inside the range; 100 takes the extremes.
+    values lies inside the range; 100 takes the extremes. ``ranges`` are those known beforehand, by tensor name.
     """
     target = ctx.target
     nodes = model.graph.nodes
@@ -58,7 +60,7 @@ def calibrate(
     # that come from elsewhere need a look.
     moved = {t.name for n in moving for t in n.outputs}
     members = [sorted(c) for c in nx.connected_components(groups)]
-    known = {}
+    known = dict(ranges or {})
     for node in chosen:
         if node.op in _KNOWN:
             low, high, steps = _KNOWN[node.op]
@@ -73,7 +75,11 @@ def calibrate(
     params: dict[str, QuantParams] = {}
     for names in members:
         ranges = [
-            known[n] if n in known else _trim(model, tensors[n], statistics[n].bounds(method, percentile, levels))
+            known[n]
+            if n in known
+            else _trim(
+                model, tensors[n], statistics[n].bounds(method, percentile, levels, seen_through(model, tensors[n]))
+            )
             for n in names
             if n not in moved
         ]
@@ -92,18 +98,8 @@ def _trim(model: Model, tensor: gs.Tensor, found: tuple[float, float]) -> tuple[
     if found == (0.0, 0.0) and tensor.inputs and tensor.inputs[0].op == "Clip":
         bounds = clip_bounds(tensor.inputs[0]) or found
         return bounds if np.isfinite(bounds).all() else found
-    gates = [n for n in tensor.outputs if n.op == "HardSigmoid"]
-    if model.is_output(tensor) or tensor.name in model.captured():
+    gate = gate_of(model, tensor)
+    if gate is None or gate.op != "HardSigmoid":
         return found
-    if len(gates) != 1 or not _only_gated(tensor, gates[0], tensor.outputs):
-        return found
-    alpha, beta = gates[0].attrs.get("alpha", 0.2), gates[0].attrs.get("beta", 0.5)
+    alpha, beta = slope_of(gate)
     return (max(found[0], -beta / alpha), found[1]) if alpha > 0 else found
-
-
-def _only_gated(tensor: gs.Tensor, gate: gs.Node, readers: Iterable[gs.Node]) -> bool:
-    y = gate.outputs[0]
-    return all(
-        n is gate or (n.op == "Mul" and any(t is tensor for t in n.inputs) and any(t is y for t in n.inputs))
-        for n in readers
-    )
