@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.base import Analysis
 from graphopt.analysis.histogram import Histogram
-from graphopt.analysis.thresholds import Function, entropy_range, mse_range
+from graphopt.analysis.thresholds import entropy_range, mse_range
 from graphopt.errors import DataError, ModelError
 from graphopt.ir.model import Model
 from graphopt.ir.shapes import infer_shapes
@@ -99,12 +99,10 @@ class TensorStatistics:
         low = max(self.low, self.histogram.quantile(tail))
         return low, max(low, min(self.high, self.histogram.quantile(1 - tail)))
 
-    def bounds(
-        self, method: Method, percentile: float = 100.0, levels: int = 256, seen: Function | None = None
-    ) -> tuple[float, float]:
+    def bounds(self, method: Method, percentile: float = 100.0, levels: int = 256) -> tuple[float, float]:
         """The range that a calibration method chooses, within the extremes, for so many ``levels``.
 
-        All but ``minmax`` and ``average`` need a histogram. ``seen``: what is computed of the values (``mse``).
+        All but ``minmax`` and ``average`` need a histogram.
         """
         if method == "average":
             return self.low_sum / max(self.parts, 1), self.high_sum / max(self.parts, 1)
@@ -112,9 +110,8 @@ class TensorStatistics:
             return self.range(percentile)
         if method == "minmax" or self.histogram is None:
             return self.low, self.high
-        if method == "entropy":
-            return entropy_range(self.histogram, self.low, self.high, levels)
-        return mse_range(self.histogram, self.low, self.high, levels, seen)
+        choose = entropy_range if method == "entropy" else mse_range
+        return choose(self.histogram, self.low, self.high, levels)
 
 
 @dataclass(frozen=True)

@@ -2,63 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from graphopt.analysis.histogram import Histogram
 
-Function = Callable[[np.ndarray], np.ndarray]  # of each element
-
 _GRID = 100  # shares of an extreme that are tried
-_NUDGE = 1e-6  # of the extent, to both sides, for a slope
 _BINS = 2048  # of equal width, for the divergence
 _LEAST = 128  # bins that a range keeps at least
 _SMALL = 1e-4  # probability in place of none
 
 
-def mse_range(
-    histogram: Histogram, low: float, high: float, levels: int = 256, seen: Function | None = None
-) -> tuple[float, float]:
+def mse_range(histogram: Histogram, low: float, high: float, levels: int = 256) -> tuple[float, float]:
     """The range within [low, high] whose rounding and clipping have the least mean squared error together.
 
     Values inside are off by a twelfth of a squared step on average, those smaller than half a step by themselves, those
     outside by their distance. Both ends are searched at once on a grid of shares (as in Nagel et al. 2021, A White
     Paper on Neural Network Quantization, section 3.1); sums over the bins from the left make each try cheap.
-
-    ``seen`` is what is computed from each value, if nothing reads the values themselves: errors are those of its
-    results, for small steps by its slope. What it maps to the same number may then be cut off for nothing.
     """
     edges_low, edges_high, counts = histogram.bins()
     if not counts.size or not high > low:
         return low, high
     x = np.clip((edges_low + edges_high) / 2, low, high)
-    look: Function = (lambda v: v) if seen is None else seen
-    y, zero = look(x), float(look(np.zeros(1))[0])
-    nudge = _NUDGE * (high - low)
-    slope = np.ones(len(x)) if seen is None else (look(x + nudge) - look(x - nudge)) / (2 * nudge)
     weight = counts.astype(np.float64)
-    sums = [np.concatenate([[0.0], np.cumsum(weight * y**k)]) for k in range(3)]
-    steps = np.concatenate([[0.0], np.cumsum(weight * slope**2)])
+    sums = [np.concatenate([[0.0], np.cumsum(weight * x**k)]) for k in range(3)]
 
-    def apart(first: int, last: int, from_: float) -> float:
-        """Sum of squared distances of the results in a run of bins from one number."""
-        n, one, two = (s[last] - s[first] for s in sums)
-        return float(two - 2 * from_ * one + from_ * from_ * n)
+    def above(at: int, bound: float) -> float:
+        n, first, second = (s[-1] - s[at] for s in sums)
+        return float(second - 2 * bound * first + bound * bound * n)
+
+    def below(at: int, bound: float) -> float:
+        n, first, second = (s[at] for s in sums)
+        return float(second - 2 * bound * first + bound * bound * n)
 
     shares = np.linspace(1.0, 1.0 / _GRID, _GRID)
-    lows = np.minimum(low * (shares if low < 0 else shares[:1]), 0.0)
-    highs = np.maximum(high * (shares if high > 0 else shares[:1]), 0.0)
     best, found = np.inf, (low, high)
-    for lower, seen_lower in zip(lows, look(lows), strict=True):
-        for upper, seen_upper in zip(highs, look(highs), strict=True):
+    for a in shares if low < 0 else shares[:1]:
+        for b in shares if high > 0 else shares[:1]:
+            lower, upper = min(low * a, 0.0), max(high * b, 0.0)
             step = (upper - lower) / (levels - 1)
             left, inner_low, inner_high, right = np.searchsorted(x, [lower, -step / 2, step / 2, upper])
-            rounded = (steps[right] - steps[left]) - (steps[inner_high] - steps[inner_low])
-            error = rounded * step * step / 12 + apart(inner_low, inner_high, zero)
-            error += apart(0, left, seen_lower) + apart(right, len(x), seen_upper)
+            n = sums[0]
+            rounded = (n[right] - n[left]) - (n[inner_high] - n[inner_low])
+            error = rounded * step * step / 12 + sums[2][inner_high] - sums[2][inner_low]
+            error += below(int(left), lower) + above(int(right), upper)
             if error < best:
-                best, found = error, (float(lower), float(upper))
+                best, found = error, (low * a, high * b)
     return found
 
 

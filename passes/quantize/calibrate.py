@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,6 @@ import onnx_graphsurgeon as gs
 
 from graphopt.analysis.activations import ActivationStatistics, Method
 from graphopt.ir import Model
-from graphopt.passes.quantize.gates import gate_of, seen_through, slope_of
 from graphopt.passes.quantize.operators import clip_bounds, data_inputs, is_activation
 from graphopt.passes.quantize.placement import Plan, outputs_in_int8
 from graphopt.passes.quantize.ranges import QuantParams, activation_params
@@ -75,11 +74,7 @@ def calibrate(
     params: dict[str, QuantParams] = {}
     for names in members:
         ranges = [
-            known[n]
-            if n in known
-            else _trim(
-                model, tensors[n], statistics[n].bounds(method, percentile, levels, seen_through(model, tensors[n]))
-            )
+            known[n] if n in known else _trim(model, tensors[n], statistics[n].bounds(method, percentile, levels))
             for n in names
             if n not in moved
         ]
@@ -98,8 +93,18 @@ def _trim(model: Model, tensor: gs.Tensor, found: tuple[float, float]) -> tuple[
     if found == (0.0, 0.0) and tensor.inputs and tensor.inputs[0].op == "Clip":
         bounds = clip_bounds(tensor.inputs[0]) or found
         return bounds if np.isfinite(bounds).all() else found
-    gate = gate_of(model, tensor)
-    if gate is None or gate.op != "HardSigmoid":
+    gates = [n for n in tensor.outputs if n.op == "HardSigmoid"]
+    if model.is_output(tensor) or tensor.name in model.captured():
         return found
-    alpha, beta = slope_of(gate)
+    if len(gates) != 1 or not _only_gated(tensor, gates[0], tensor.outputs):
+        return found
+    alpha, beta = gates[0].attrs.get("alpha", 0.2), gates[0].attrs.get("beta", 0.5)
     return (max(found[0], -beta / alpha), found[1]) if alpha > 0 else found
+
+
+def _only_gated(tensor: gs.Tensor, gate: gs.Node, readers: Iterable[gs.Node]) -> bool:
+    y = gate.outputs[0]
+    return all(
+        n is gate or (n.op == "Mul" and any(t is tensor for t in n.inputs) and any(t is y for t in n.inputs))
+        for n in readers
+    )

@@ -54,7 +54,7 @@ class Data:
         path = self.folder / f"{seed}-{labels}.npz"
         np.savez(path, x=x)
         port = image_input("x", ("N", 3, 8, 8), np.dtype(np.float32))
-        found = Batches(ArrayDataset(path), None, Preprocess.parse("inception{size=8}"), port)
+        found = Batches(ArrayDataset(path), None, Preprocess.parse("efficientnet-lite{size=8}"), port)
         if not labels:
             return found
         session = open_session(self.model.to_bytes())
