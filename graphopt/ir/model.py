@@ -16,7 +16,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt import garbage
 from graphopt.ir import convert, wire
-from graphopt.ir.importer import link, new_constant
+from graphopt.ir.objects import link, new_constant
 from graphopt.ir.values import identity, is_sparse
 from graphopt.ir.view import all_graphs
 
@@ -211,7 +211,7 @@ class Model:
     def constant(self, stem: str, values: np.ndarray) -> gs.Constant:
         """A new initializer with a fresh name."""
         # not ascontiguousarray, which turns a scalar into a vector
-        return new_constant(self.fresh_name(stem), np.asarray(values, order="C"))
+        return new_constant(self.fresh_name(stem), np.asarray(values, order="C"), linked=self.linked)
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -250,7 +250,7 @@ class Model:
         found: dict[int, gs.Constant] = {}
         for graph in self.graphs() if graphs is None else graphs:
             lists = (graph.inputs, *[node.inputs for node in graph.nodes], graph.outputs)
-            found.update({id(t): t for tensors in lists for t in tensors if type(t) is gs.Constant})
+            found.update({id(t): t for tensors in lists for t in tensors if isinstance(t, gs.Constant)})
         return iter(found.values())
 
     def captured(self) -> frozenset[str]:
@@ -283,13 +283,13 @@ class Model:
                     parts.append(_freeze(node.attrs))
                 for tensor in node.inputs:
                     parts.append(tensor.name)
-                    if type(tensor) is gs.Constant:
+                    if isinstance(tensor, gs.Constant):
                         constants[id(tensor)] = tensor
                 for tensor in node.outputs:
                     parts.append(tensor.name)
             interface = graph.inputs + graph.outputs
             parts.append(tuple([t.name for t in interface]))
-            constants.update((id(t), t) for t in interface if type(t) is gs.Constant)
+            constants.update((id(t), t) for t in interface if isinstance(t, gs.Constant))
         weights = list(constants.values())
         return hash((tuple(parts), tuple([identity(c._values) for c in weights]))), weights, nodes
 

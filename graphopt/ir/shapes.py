@@ -21,6 +21,7 @@ from graphopt.ir.exporter import node_proto
 from graphopt.ir.importer import dtype_of, shape_of
 from graphopt.ir.limits import bounded_memory
 from graphopt.ir.model import Model
+from graphopt.ir.objects import set_attribute
 from graphopt.ir.values import data_bytes, nbytes, onnx_dtype, peek, write_stub
 from graphopt.ir.view import all_graphs, tensors
 
@@ -77,7 +78,7 @@ class Original:
         self.linked = blueprint.linked
 
     def build(self) -> gs.Graph:
-        graph, named = self._blueprint.build_named()
+        graph, named, _ = self._blueprint.build_named()
         _take_in(graph, self._inferred, named)
         return graph
 
@@ -184,12 +185,9 @@ def _take_in(main: gs.Graph, proto: onnx.ModelProto, named: Mapping[str, gs.Tens
                 known = types[key] = _described(kind)
             element, shape = known
             if element and tensor.dtype is None:
-                tensor.dtype = dtype_of(element)
+                set_attribute(tensor, "dtype", dtype_of(element))
             if shape is not None:
-                _set(tensor, "shape", shape.copy())
-
-
-_set = object.__setattr__  # graphsurgeon's own is many times as slow
+                set_attribute(tensor, "shape", shape.copy())
 
 
 def _described(kind: onnx.TypeProto) -> tuple[int, list[int | str | None] | None]:

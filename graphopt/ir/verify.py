@@ -83,7 +83,7 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
                 continue
             if tensors.setdefault(name, tensor) is not tensor and name not in outer:
                 found.append(f"two different tensors are named {name!r}{where}")
-            if type(tensor) is gs.Constant:
+            if isinstance(tensor, gs.Constant):
                 if name in produced:
                     found.append(f"node {produced[name]!r} writes the initializer {name!r}{where}")
                 defined.add(name)
@@ -94,7 +94,7 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
             if name:
                 if tensors.setdefault(name, tensor) is not tensor and name not in outer:
                     found.append(f"two different tensors are named {name!r}{where}")
-                if type(tensor) is gs.Constant:
+                if isinstance(tensor, gs.Constant):
                     found.append(f"node {title!r} writes the initializer {name!r}{where}")
                 defined.add(name)
     if nested:

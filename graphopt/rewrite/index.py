@@ -30,7 +30,7 @@ _STANDARD = (None, "", "ai.onnx")
 
 def plain_dtype(tensor: gs.Tensor) -> np.dtype | None:
     """The numpy type of a tensor, or None if it is unknown or numpy has no such type."""
-    given = tensor._values.dtype if type(tensor) is gs.Constant else tensor.dtype
+    given = tensor._values.dtype if isinstance(tensor, gs.Constant) else tensor.dtype
     if type(given) is np.dtype or type(given) in _PLAIN_KINDS:
         return given if given in _PLAIN else None
     if given is None or isinstance(given, int):

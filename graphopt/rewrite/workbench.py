@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.ir import Model, infer_shapes
-from graphopt.ir.importer import new_variable
+from graphopt.ir.objects import make_constant, new_variable
 from graphopt.ir.shapes import VALUES_BELOW, infer_node
 from graphopt.ir.values import nbytes
 from graphopt.ir.view import all_graphs, reads, subgraphs, tensors
@@ -312,7 +312,7 @@ class Workbench(Worklist):
                 self._insert(new, node)
             else:
                 self._own(tensor)
-                tensor.to_constant(array)
+                make_constant(tensor, array)
             self._push_readers(tensor)
         self.remove(node)
 
@@ -321,7 +321,7 @@ class Workbench(Worklist):
         tensor = node.outputs[0]
         self.remove(node)
         self._own(tensor)
-        tensor.to_constant(values, export_dtype=export_dtype)
+        make_constant(tensor, values, export_dtype)
         self._push_readers(tensor)
 
     def new_values(self, constant: gs.Constant, array: np.ndarray, stem: str) -> gs.Constant:

@@ -103,7 +103,7 @@ def _candidates(bench: Workbench, refused: dict[int, str]) -> tuple[list[gs.Node
 def _is_constant(node: gs.Node, names: Collection[str]) -> bool:
     """Whether a node has inputs, and all of them are initializers or among the tensors ``names``."""
     for tensor in node.inputs:
-        if type(tensor) is not gs.Constant and tensor.name and tensor.name not in names:
+        if not isinstance(tensor, gs.Constant) and tensor.name and tensor.name not in names:
             return False
     return bool(node.inputs)
 
