@@ -120,7 +120,7 @@ def remove_dead(bench: Workbench, node: gs.Node) -> str | None:
         if tensor.name and (bench.is_output(tensor) or bench.is_captured(tensor)):
             return None
     inside = [n for top in subgraphs(node) for sub in all_graphs(top) for n in sub.nodes] if node.attrs else []
-    if not _may_go(bench, node) or not all(_may_go(bench, n) for n in inside):
+    if not _may_go(bench, node) or (inside and not all(_may_go(bench, n) for n in inside)):
         return "nothing reads its outputs, but it is a custom or random operator"
     bench.remove(node)
     return None

@@ -285,18 +285,19 @@ class Workbench(Worklist):
         key = id(node)
         del self._alive[key]
         self._journal.append(node)
-        self._by_op.get(node.op, {}).pop(key, None)
+        self._by_op[node.op].pop(key, None)
         self._idle.pop(key, None)
-        self._moved = True
         self._skipped.pop(key, None)
-        producer = self._producer
+        self._moved = self.changed = True
+        self.edits += 1
+        producer, readers, touched = self._producer, self._readers, self._touched
         for tensor in node.inputs:
-            self._unread(tensor, node)
+            if tensor.name in readers:
+                self._unread(tensor, node)
         for tensor in node.outputs:
             if producer.get(tensor.name) is node:
                 del producer[tensor.name]
-                self._touched[id(tensor)] = tensor
-        self._mark()
+                touched[id(tensor)] = tensor
 
     def make_constant(self, node: gs.Node, values: dict[str, np.ndarray]) -> None:
         """Replace a node by the values of its outputs: initializers, or a Constant node for a graph output."""
@@ -353,7 +354,12 @@ class Workbench(Worklist):
 
     def skip(self, node: gs.Node, reason: str) -> None:
         """Record that a node was considered and left alone; a later reason replaces an earlier one."""
-        self._skipped.setdefault(id(node), {})[id(self.rule)] = Skipped(node.name, node.op, reason)
+        key = id(node)
+        said = self._skipped.get(key)
+        if said is None:
+            self._skipped[key] = {id(self.rule): reason}
+        else:
+            said[id(self.rule)] = reason
 
     def unskip(self, node: gs.Node) -> None:
         """Forget what the rule at work said of a node."""
@@ -366,7 +372,7 @@ class Workbench(Worklist):
         """What was left alone, in the order of nodes: one reason a node, the first rule's."""
         said = [key for key, reasons in self._skipped.items() if reasons and key in self._alive]
         said.sort(key=lambda key: self.position(self._alive[key]))
-        return [next(iter(self._skipped[key].values())) for key in said]
+        return [_as_skipped(self._alive[key], next(iter(self._skipped[key].values()))) for key in said]
 
     def infer_shapes(self) -> None:
         """Infer shapes below what changed, as far as they were unknown, and look again where that told something."""
@@ -456,8 +462,13 @@ class Workbench(Worklist):
             self.model.header.inner_initializers.add(tensor.name)
 
     def _read(self, tensor: gs.Tensor, node: gs.Node) -> None:
-        if tensor.name:
-            self._readers.setdefault(tensor.name, {})[id(node)] = node
+        name = tensor.name
+        if name:
+            known = self._readers.get(name)
+            if known is None:
+                self._readers[name] = {id(node): node}
+            else:
+                known[id(node)] = node
             self._touched[id(tensor)] = tensor
 
     def _unread(self, tensor: gs.Tensor, node: gs.Node) -> None:
@@ -473,7 +484,8 @@ class Workbench(Worklist):
             if not left:
                 self._idle[id(producer)] = producer
         if left and len(left) == 1:
-            self.push_below(next(iter(left.values())))
+            (only,) = left.values()
+            self.push_below(only)
 
     def _push_readers(self, tensor: gs.Tensor) -> None:
         """Look again at what reads a tensor, of which more is known now."""
@@ -488,6 +500,10 @@ class Workbench(Worklist):
         self.edits += 1
         if node is not None:
             self._stale[id(node)] = node
+
+
+def _as_skipped(node: gs.Node, reason: str) -> Skipped:
+    return Skipped(node.name, node.op, reason)
 
 
 def _names_read(graph: gs.Graph) -> set[str]:
