@@ -39,14 +39,44 @@ def plain_dtype(tensor: gs.Tensor) -> np.dtype | None:
     return dtype if dtype in _PLAIN else None
 
 
+def values_of(tensor: gs.Tensor | None) -> np.ndarray | None:
+    """Values of an initializer that numpy can compute with; None for anything else."""
+    if isinstance(tensor, gs.Constant) and plain_dtype(tensor) is not None:
+        return peek(tensor)
+    return None
+
+
+class Schemas:
+    """What the ONNX standard says of the operators of a model's opset."""
+
+    def __init__(self, model: Model) -> None:
+        self._opset = model.opset
+        self._functions = {(f.domain or "", f.name) for f in model.bare.functions}
+        self._known: dict[str, onnx.defs.OpSchema | None] = {}
+
+    def knows(self, op: str, domain: str | None) -> bool:
+        """Whether an operator is one of the standard, not a custom one or a function."""
+        return domain in _STANDARD and (self._known[op] if op in self._known else self.of(op)) is not None
+
+    def of(self, op: str) -> onnx.defs.OpSchema | None:
+        """The schema of a standard operator of this name; None if there is none, or a function is called so."""
+        try:
+            return self._known[op]
+        except KeyError:
+            self._known[op] = None
+            if not self._functions & {("", op), ("ai.onnx", op)}:
+                with contextlib.suppress(onnx.defs.SchemaError):
+                    self._known[op] = onnx.defs.get_schema(op, self._opset, "")
+            return self._known[op]
+
+
 class Index:
     """One graph of a model (the main one unless said), with answers that take no search."""
 
     def __init__(self, model: Model, graph: gs.Graph | None = None) -> None:
         self.model = model
         self.graph = model.bare if graph is None else graph
-        self._functions = {(f.domain or "", f.name) for f in model.bare.functions}
-        self._schemas: dict[str, onnx.defs.OpSchema | None] = {}
+        self._schemas = Schemas(model)
         # The order of nodes: each original one has a slot, and nodes that take its place share it.
         self._base: list[gs.Node] = self.graph.nodes
         self._slot: dict[int, int] = {id(n): k for k, n in enumerate(self._base)}
@@ -168,33 +198,18 @@ class Index:
 
     def is_standard(self, node: gs.Node) -> bool:
         """Whether the node's meaning is known: an operator of the ONNX standard, not a custom one or a function."""
-        if node.domain not in _STANDARD:
-            return False
-        schemas = self._schemas
-        return (schemas[node.op] if node.op in schemas else self._schema_of(node.op)) is not None
+        return self._schemas.knows(node.op, node.domain)
 
     def has_op(self, op: str) -> bool:
         """Whether the model's opset has a standard operator of this name."""
-        return self._schema_of(op) is not None
+        return self._schemas.of(op) is not None
 
     def schema(self, node: gs.Node) -> onnx.defs.OpSchema | None:
-        return self._schema_of(node.op)
-
-    def _schema_of(self, op: str) -> onnx.defs.OpSchema | None:
-        try:
-            return self._schemas[op]
-        except KeyError:
-            self._schemas[op] = None
-            if not self._functions & {("", op), ("ai.onnx", op)}:
-                with contextlib.suppress(onnx.defs.SchemaError):
-                    self._schemas[op] = onnx.defs.get_schema(op, self.model.opset, "")
-            return self._schemas[op]
+        return self._schemas.of(node.op)
 
     def array(self, tensor: gs.Tensor | None) -> np.ndarray | None:
         """Values of an initializer that numpy can compute with; None for anything else."""
-        if isinstance(tensor, gs.Constant) and plain_dtype(tensor) is not None:
-            return peek(tensor)
-        return None
+        return values_of(tensor)
 
     def scalar(self, tensor: gs.Tensor | None) -> float | None:
         """The value of an initializer that has one element, or the same in all of a few; None for anything else."""

@@ -8,7 +8,7 @@ graphsurgeon's lists once, in ``finish``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 
 import numpy as np
@@ -65,6 +65,17 @@ class Workbench(Worklist):
         self._touched: dict[int, gs.Tensor] = {}  # whose readers or producer changed
         self._stale: dict[int, gs.Node] = {}  # whose output shapes may be known better now
         self._revision = self.model.revision
+
+    def take_over_from(self, counts: Counter[str], stale: Iterable[gs.Node], told: Iterable[gs.Tensor]) -> None:
+        """Go on from a ``Sweep``: what it has done, nodes that it changed, and variables that are constants now."""
+        self.changed = True
+        self.edits += 1
+        self.counts.update(counts)
+        self._stale.update((id(n), n) for n in stale if id(n) in self._alive)
+        for tensor in told:
+            for reader in self.readers(tensor):
+                if _tells_shapes(tensor, reader):
+                    self._stale[id(reader)] = reader
 
     # --- the work ---------------------------------------------------------------------------------------------
 

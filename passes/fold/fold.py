@@ -39,10 +39,10 @@ class Fold(RewritePass):
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         shapes = ShapeValues()
         return (
-            Rule("literals", ("Constant",), constant_to_initializer),
-            Rule("reshape_targets", ("Reshape",), partial(constant_target, shapes)),
+            Rule("literals", ("Constant",), constant_to_initializer, forward=True),
+            Rule("reshape_targets", ("Reshape",), partial(constant_target, shapes), forward=True),
             Rule("range_bounds", ("Range",), scalar_bounds),
-            Rule("shapes", ShapeValues.OPERATORS, shapes.visit),
+            Rule("shapes", ShapeValues.OPERATORS, shapes.visit, forward=True),
         )
 
     def settle(self, bench: Workbench) -> None:
