@@ -25,7 +25,7 @@ from graphopt.ir.contents import Contents
 from graphopt.ir.convert import import_model
 from graphopt.ir.limits import check_claims
 from graphopt.ir.model import Digest, Model, Source
-from graphopt.ir.shapes import infer_original, infer_shapes, is_light, light_copy, serialized
+from graphopt.ir.shapes import VALUES_BELOW, infer_original, infer_shapes, light_copy, serialized
 from graphopt.ir.verify import verify_input
 
 OLDEST_OPSET = 7
@@ -60,16 +60,18 @@ def _load(path: Path) -> Model:
     try:
         contents = Contents.of(proto)
         outside = external.check(contents, path.parent)
-        check_claims(proto, contents)
+        largest = check_claims(proto, contents)
         source = Source(str(path), digest, outside)
-        external.inline_small(proto, contents, path.parent)
+        if outside:
+            external.inline_small(proto, contents, path.parent)
         imported = import_model(proto, contents)
         model = Model(imported.graph, imported.header, source, imported.blueprint.linked)
         if outside:
             external.map_initializers(model.constants(model.bare_graphs()), path.parent)
         if not imported.sound:
             verify_input(model, str(path))  # before the checker: it says more about structure
-        light = None if outside else data if is_light(proto) and not contents.altered else light_copy(proto)
+        as_it_is = largest <= VALUES_BELOW and not contents.altered
+        light = None if outside else data if as_it_is else light_copy(proto)
         del data
         _check(str(path) if light is None else serialized(light), path)
         original = None

@@ -103,11 +103,6 @@ def infer_original(imported: Imported, light: onnx.ModelProto | bytes) -> Origin
     return Original(blueprint, inferred)
 
 
-def is_light(proto: onnx.ModelProto) -> bool:
-    """Whether a model has no large initializer, so that it may serve as its own light copy."""
-    return not any(map(_is_large, proto.graph.initializer))
-
-
 def serialized(model: onnx.ModelProto | bytes) -> bytes:
     return model if isinstance(model, bytes) else model.SerializeToString()
 

@@ -62,6 +62,10 @@ class _Stored(LazyValues):
 class StoredValues(_Stored):
     """An initializer's tensor proto."""
 
+    def __init__(self, tensor: TensorProto, dtype: object) -> None:
+        super().__init__(tensor, dtype)
+        self.kind = tensor.data_type
+
 
 class StoredSparse(_Stored, SparseValues):
     """A sparse initializer's proto; read, it is an ordinary array."""
@@ -111,6 +115,8 @@ def onnx_dtype(tensor: gs.Tensor) -> int:
     """The TensorProto data type of a tensor whose dtype is known."""
     if isinstance(tensor, gs.Constant):
         values = tensor._values
+        if isinstance(values, StoredValues):
+            return int(values.kind)
         if isinstance(values, np.ndarray):
             return _kind(values.dtype)
         proto = getattr(values, "tensor", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -213,10 +214,13 @@ class Index:
 
     def scalar(self, tensor: gs.Tensor | None) -> float | None:
         """The value of an initializer that has one element, or the same in all of a few; None for anything else."""
-        if not isinstance(tensor, gs.Constant) or plain_dtype(tensor) is None or np.prod(tensor.shape) > 65536:
+        if not isinstance(tensor, gs.Constant) or plain_dtype(tensor) is None or math.prod(tensor.shape) > 65536:
             return None
-        array = peek(tensor)
-        return array.reshape(-1)[0].item() if array.size and (array == array.reshape(-1)[0]).all() else None
+        flat = peek(tensor).reshape(-1)
+        # The last one alone tells most of those that hold several numbers.
+        if not flat.size or flat[0] != flat[-1] or not (flat == flat[0]).all():
+            return None
+        return flat[0].item()
 
 
 def _read_elsewhere(model: Model, graph: gs.Graph) -> frozenset[str]:
