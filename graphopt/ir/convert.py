@@ -278,7 +278,8 @@ def export_model(
         producer_name=graph.producer_name,
         producer_version=graph.producer_version,
     )
-    used = {n.domain: 1 for g in _all_graphs(graph) for n in g.nodes if n.domain and n.domain not in header.opsets}
+    graphs = _all_graphs(graph)
+    used = {n.domain: 1 for g in graphs for n in g.nodes if n.domain and n.domain not in header.opsets}
     for domain, version in {**header.opsets, **used}.items():
         proto.opset_import.add(domain=domain, version=version)
     write_graph(proto.graph, graph, stub_above, weights)
@@ -286,7 +287,8 @@ def export_model(
         _write_function(proto, function)
     for key in sorted(header.metadata):
         proto.metadata_props.add(key=key, value=header.metadata[key])
-    _hoist_shared(proto.graph, header.inner_initializers)
+    if len(graphs) > 1:
+        _hoist_shared(proto.graph, header.inner_initializers)
     proto.graph.initializer.extend(header.input_defaults.values())
     return proto
 

@@ -238,16 +238,16 @@ def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRES
     try:
         staged: Staged | None = None
         with contextlib.ExitStack() as stack:
-            weights = sum(values.nbytes(c) for c in model.constants(model.bare_graphs()))
+            weights = list(model.constants(model.bare_graphs()))
             data: Path | None = None
-            if weights > external_above:
+            if sum(map(values.nbytes, weights)) > external_above:
                 data, existed, proto = _write_data(model, target)
                 if not existed:
                     stack.callback(lambda: _discard(data, staged))
                 pieces = iter((proto.SerializeToString(deterministic=True),))
                 del proto
             else:
-                pieces = model.pieces()
+                pieces = model.pieces(weights)
             draft = stack.enter_context(atomic.temporary(target))
             with draft.open("wb") as file:
                 file.writelines(pieces)

@@ -137,13 +137,16 @@ class Model:
         """Serialize, deterministically. Only for models under 2 GB; ``ir.io.save`` has no such limit."""
         return b"".join(self.pieces())
 
-    def pieces(self) -> Iterator[bytes | memoryview]:
-        """What ``to_bytes`` joins: the weights among it are views of their arrays."""
+    def pieces(self, weights: Iterable[gs.Constant] | None = None) -> Iterator[bytes | memoryview]:
+        """What ``to_bytes`` joins: the weights among it are views of their arrays.
+
+        ``weights``: what ``constants`` gives, for who has asked already.
+        """
         if len(list(self.bare_graphs())) > 1 or self.header.input_defaults:  # there are initializers elsewhere
             yield self.to_proto().SerializeToString(deterministic=True)
             return
-        weights = [c for c in self.constants(self.bare_graphs()) if not is_sparse(c)]
-        yield from wire.pieces(convert.export_model(self.bare, self.header, weights=False), weights)
+        dense = [c for c in weights or self.constants(self.bare_graphs()) if not is_sparse(c)]
+        yield from wire.pieces(convert.export_model(self.bare, self.header, weights=False), dense)
 
     def copy(self) -> Model:
         """An independent graph that shares the weight arrays."""

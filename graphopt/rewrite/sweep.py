@@ -56,8 +56,11 @@ class Sweep:
         read = {t.name for n in nodes for t in n.inputs}
         for node in nodes:
             steps = rules.get(node.op)
+            if steps is None or len(node.outputs) != 1:
+                continue
             # What is dead is removed as such, and outputs of the graph keep a node that writes them.
-            if steps is None or any(t.name in outputs or t.name not in read for t in node.outputs):
+            result = node.outputs[0].name
+            if result in outputs or result not in read:
                 continue
             for name, step in steps:
                 before = self._edits

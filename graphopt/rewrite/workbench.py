@@ -85,18 +85,19 @@ class Workbench(Worklist):
         The first of ``always`` is for nodes whose outputs nobody reads.
         """
         idle, every = always[:1], always[1:]
-        todo_of = {op: [*every, *steps] for op, steps in rules.items()}
+        todo_of: dict[tuple[str, str | None], list[tuple[str, Step]]] = {}
         alive, pending, queued, skipped = self._alive, self._pending, self._queued, self._skipped
-        is_read, is_standard = self.is_read, self.is_standard
+        is_read = self.is_read
         while pending:
             node = pending.popleft()
             key = id(node)
             queued.discard(key)
             if key not in alive:
                 continue
-            todo = todo_of.get(node.op, every)
-            if todo is not every and not is_standard(node):
-                todo = every
+            kind = node.op, node.domain
+            todo = todo_of.get(kind)
+            if todo is None:
+                todo = todo_of[kind] = [*every, *(rules.get(node.op, ()) if self.is_standard(node) else ())]
             if key in skipped or (key in self._idle and not is_read(node)):
                 todo = [*idle, *todo]
             for name, step in todo:
@@ -140,13 +141,21 @@ class Workbench(Worklist):
 
     def replace_reads(self, old: gs.Tensor, new: gs.Tensor) -> None:
         """Make every node of the graph that reads ``old`` read ``new``."""
+        name = old.name
+        moved = self._readers.pop(name, None)
+        if not moved:
+            return
         tells = isinstance(new, gs.Constant) or _known(old) != _known(new)
-        for node in self.readers(old):
+        self._touched.update({id(old): old, id(new): new})
+        self._readers.setdefault(new.name, {}).update(moved)
+        producer = self._producer.get(name)
+        if producer is not None:  # it may be dead now
+            self._look(producer)
+            self._idle[id(producer)] = producer
+        for node in moved.values():
             for index, tensor in enumerate(node.inputs):
-                if tensor.name == old.name:
+                if tensor.name == name:
                     list.__setitem__(node.inputs, index, new)
-            self._unread(old, node)
-            self._read(new, node)
             self.push_below(node)
             self._mark(node if tells else None)
 
