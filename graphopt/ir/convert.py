@@ -8,7 +8,7 @@ that have none, dtypes that numpy lacks, attributes that are empty lists.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -143,7 +143,7 @@ class Blueprint:
         graph, named, ordered = import_graph(self.proto, self._values, self.linked)
         for function, written in zip(graph.functions, self.proto.functions, strict=True):
             _finish_function(function, written)
-        distinct = _name_nodes(graph)
+        distinct = _name_nodes(_all_graphs(graph) if self.linked else [graph])
         return graph, named, ordered and distinct
 
 
@@ -239,12 +239,11 @@ def _refuse_unreadable(proto: onnx.ModelProto, contents: Contents) -> None:
             sound.add(key)
 
 
-def _name_nodes(graph: gs.Graph) -> bool:
+def _name_nodes(graphs: Sequence[gs.Graph]) -> bool:
     """Give a name to every node without one: reports and exclusions speak of nodes by name.
 
     Returns whether no two had the same.
     """
-    graphs = _all_graphs(graph)
     given = [node.name for g in graphs for node in g.nodes if node.name]
     taken = set(given)
     distinct = len(taken) == len(given)

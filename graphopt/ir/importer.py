@@ -202,7 +202,7 @@ class _Builder:
                 if tensor is None:
                     tensor = find(name)
                     if tensor is None:
-                        tensor = new_variable(name, linked=linked)
+                        tensor = new_variable(name, None, None, linked)
                     else:  # written twice
                         self.ordered = False
                 if name:
@@ -239,7 +239,7 @@ class _Builder:
         if kind in _PLAIN:
             return getattr(attr, _PLAIN[kind])
         if kind in _LISTS:
-            return list(getattr(attr, _LISTS[kind])) or EmptyList(kind)
+            return getattr(attr, _LISTS[kind])[:] or EmptyList(kind)
         if kind == AttributeProto.STRING:
             return attr.s.decode()
         if kind == AttributeProto.STRINGS:

@@ -80,6 +80,8 @@ def _load(path: Path) -> Model:
         else:
             original = infer_original(imported, light)
             model.touch()
+        if len(contents.graphs) == 1 and not proto.functions:
+            model.flat = model.revision
         model.mark_unchanged(original)
     except UnicodeDecodeError:
         raise ModelError(

@@ -47,7 +47,7 @@ def check_claims(proto: onnx.ModelProto, contents: Contents | None = None) -> in
 
 def _check_tensor(tensor: TensorProto) -> int:
     """The bytes of a tensor, if all is well with it."""
-    kind, shape = tensor.data_type, tuple(tensor.dims)
+    kind, shape = tensor.data_type, tuple(tensor.dims[:])
     count, size, problem = _elements(kind, shape)
     if problem:
         raise ModelError(f"tensor {tensor.name!r} {problem}")

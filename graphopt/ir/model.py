@@ -275,13 +275,13 @@ class Model:
 
     def survey(self) -> tuple[int, list[gs.Constant], int]:
         """The fingerprint, every initializer as ``constants`` gives them, and the number of nodes, in one walk."""
-        parts: list[object] = [self.opset, tuple(sorted(self.metadata.items()))]
+        mark = hash((self.opset, tuple(sorted(self.metadata.items()))))
         constants: dict[int, gs.Constant] = {}
         nodes = 0
         for graph in self.bare_graphs():
             nodes += len(graph.nodes)
             for node in graph.nodes:
-                parts += (node.op, node.name, node.domain)
+                parts: list[object] = [mark, node.op, node.name, node.domain]
                 if node.attrs:
                     parts.append(_freeze(node.attrs))
                 for tensor in node.inputs:
@@ -290,11 +290,12 @@ class Model:
                         constants[id(tensor)] = tensor
                 for tensor in node.outputs:
                     parts.append(tensor.name)
+                mark = hash(tuple(parts))
             interface = graph.inputs + graph.outputs
-            parts.append(tuple([t.name for t in interface]))
+            mark = hash((mark, tuple([t.name for t in interface])))
             constants.update((id(t), t) for t in interface if isinstance(t, gs.Constant))
         weights = list(constants.values())
-        return hash((tuple(parts), tuple([identity(c._values) for c in weights]))), weights, nodes
+        return hash((mark, tuple([identity(c._values) for c in weights]))), weights, nodes
 
     def _all_names(self) -> set[str]:
         names: set[str] = set()

@@ -38,7 +38,7 @@ class _Stored(LazyValues):
     """Values still in the file's proto. They are read once for all copies of a model, while the array lives."""
 
     def __init__(self, tensor: TensorProto | onnx.SparseTensorProto, dtype: object) -> None:
-        self.tensor, self.shape, self.dtype = tensor, tuple(tensor.dims), dtype
+        self.tensor, self.shape, self.dtype = tensor, tuple(tensor.dims[:]), dtype
         self.token = -1 - next(_tokens)  # never the id of an object
         self.size: int | None = None  # bytes, once asked for
         self._array: weakref.ref[np.ndarray] | None = None

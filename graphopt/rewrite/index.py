@@ -90,7 +90,8 @@ class Index:
         self._outputs = {t.name for t in self.graph.outputs}
         self._inputs = {t.name for t in self.graph.inputs}
         self._foreign: set[str] = set()
-        self.has_subgraphs = any(node.attrs and subgraphs(node) for node in self.graph.nodes)
+        flat = self.graph is model.bare and model.flat == model.revision
+        self.has_subgraphs = not flat and any(node.attrs and subgraphs(node) for node in self.graph.nodes)
         if not self.has_subgraphs and self.graph is model.bare:
             model.flat = model.revision
         self._captured = set(_read_elsewhere(model, self.graph))

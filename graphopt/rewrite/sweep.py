@@ -129,6 +129,6 @@ class Sweep:
 def _is_plain(model: Model) -> bool:
     """Whether a model has standard operators only, and no subgraphs."""
     nodes, schemas = model.bare.nodes, Schemas(model)
-    if any(node.attrs and subgraphs(node) for node in nodes):
+    if model.flat != model.revision and any(node.attrs and subgraphs(node) for node in nodes):
         return False
     return all(schemas.knows(op, domain) for op, domain in {(n.op, n.domain) for n in nodes})
