@@ -16,8 +16,8 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.ir import Model, infer_shapes
+from graphopt.ir.node_shapes import VALUES_BELOW, infer_node
 from graphopt.ir.objects import make_constant, new_variable
-from graphopt.ir.shapes import VALUES_BELOW, infer_node
 from graphopt.ir.values import nbytes
 from graphopt.ir.view import all_graphs, reads, subgraphs, tensors
 from graphopt.pipeline.base import Skipped
