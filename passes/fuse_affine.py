@@ -80,7 +80,7 @@ def fold_batchnorm(bench: Workbench, node: gs.Node) -> str | None:
         return "it is in training mode"
     if not node.attrs.get("spatial", 1):
         return "it normalizes each position separately (spatial=0)"
-    if any(t.name and (bench.readers(t) or bench.why_bound(t)) for t in node.outputs[1:]):
+    if len(node.outputs) > 1 and any(t.name and (bench.readers(t) or bench.why_bound(t)) for t in node.outputs[1:]):
         return "its running mean or variance outputs are used"
     norm = _read(bench, node)
     if isinstance(norm, str):

@@ -165,6 +165,9 @@ def is_sparse(tensor: gs.Constant) -> bool:
 
 def is_plain(tensor: gs.Constant) -> bool:
     """Whether the bytes of an initializer's array are the bytes that a file holds."""
+    values = tensor._values
+    if isinstance(values, np.ndarray) and values.dtype in SAME_IN_FILES:
+        return True
     kind = onnx_dtype(tensor)
     return kind != TensorProto.STRING and kind not in PACKED_BITS and not is_sparse(tensor)
 

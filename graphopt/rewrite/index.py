@@ -113,7 +113,11 @@ class Index:
                 if tensor.name:
                     producer[tensor.name] = node
         # Nodes whose outputs nobody may be reading: those that nobody does, and some more.
-        self._idle = {key: n for key, n in self._alive.items() if not self.is_read(n)}
+        self._idle = {
+            key: n
+            for key, n in self._alive.items()
+            if (len(n.outputs) != 1 or n.outputs[0].name not in readers) and not self.is_read(n)
+        }
         for other in model.bare_graphs() if self.has_subgraphs or self.graph is not model.bare else (self.graph,):
             for node in other.nodes:
                 if not self.is_standard(node):
@@ -180,12 +184,13 @@ class Index:
 
     def why_bound(self, tensor: gs.Tensor) -> str:
         """Why a tensor's name must stay with its present producer, in words; empty if it need not."""
-        if self.is_output(tensor):
-            return f"its output {tensor.name!r} is an output of the graph"
-        if self.is_captured(tensor):
-            return f"a subgraph reads its output {tensor.name!r}"
-        if self.is_foreign(tensor):
-            return f"a custom operator reads its output {tensor.name!r}"
+        name = tensor.name
+        if name in self._outputs:
+            return f"its output {name!r} is an output of the graph"
+        if name in self._captured:
+            return f"a subgraph reads its output {name!r}"
+        if name in self._foreign:
+            return f"a custom operator reads its output {name!r}"
         return ""
 
     def why_shared(self, tensor: gs.Tensor) -> str:

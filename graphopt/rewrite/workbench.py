@@ -120,10 +120,11 @@ class Workbench(Worklist):
     def set_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
         """Make input ``index`` of a node read ``tensor``."""
         old = node.inputs[index]
-        list.__setitem__(node.inputs, index, tensor)
-        if all(t is not old for t in node.inputs):
-            self._unread(old, node)
-        self._read(tensor, node)
+        if old is not tensor:
+            list.__setitem__(node.inputs, index, tensor)
+            if all(t is not old for t in node.inputs):
+                self._unread(old, node)
+            self._read(tensor, node)
         self.push_below(node)
         self._mark(node if isinstance(tensor, gs.Constant) or _known(old) != _known(tensor) else None)
 
@@ -543,7 +544,12 @@ def _complete(tensor: gs.Tensor) -> bool:
     if not tensor.name or not isinstance(tensor, gs.Variable):
         return True
     shape = tensor.shape
-    return tensor.dtype is not None and shape is not None and all(known(d) or (isinstance(d, str) and d) for d in shape)
+    if tensor.dtype is None or shape is None:
+        return False
+    for dim in shape:  # noqa: SIM110 - asked for every node that has changed
+        if not (known(dim) or (isinstance(dim, str) and dim)):
+            return False
+    return True
 
 
 def _known(tensor: gs.Tensor) -> tuple[object, ...]:
