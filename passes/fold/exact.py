@@ -96,7 +96,7 @@ def _slice(node: gs.Node, given: list[np.ndarray]) -> np.ndarray | None:
         if cut[axis] != slice(None) or (step < 0 and (start < -size or end >= size)):
             return None  # where python does not clamp to what there is as ONNX Runtime does
         cut[axis] = slice(start, end, step)
-    return np.ascontiguousarray(data[tuple(cut)])
+    return np.array(data[tuple(cut)], order="C")  # a copy: a view would keep all of the weights in memory
 
 
 def _constant_of_shape(node: gs.Node, given: list[np.ndarray]) -> np.ndarray | None:
