@@ -46,9 +46,10 @@ class Values:
         # A tensor's Python object lives as long as its stored values, which hold it.
         found = self._of.get(id(tensor))
         if found is None:
-            sparse = isinstance(tensor, onnx.SparseTensorProto)
-            dtype = dtype_of(tensor.values.data_type if sparse else tensor.data_type)
-            found = StoredSparse(tensor, dtype) if sparse else StoredValues(tensor, dtype)
+            if isinstance(tensor, onnx.SparseTensorProto):
+                found = StoredSparse(tensor, dtype_of(tensor.values.data_type))
+            else:
+                found = StoredValues(tensor, dtype_of(tensor.data_type))
             self._of[id(tensor)] = found
         return found
 
@@ -145,10 +146,11 @@ class _Builder:
         return graph
 
     def _constant(self, name: str, tensor: TensorProto | onnx.SparseTensorProto) -> gs.Constant:
-        holder = tensor.values if isinstance(tensor, onnx.SparseTensorProto) else tensor
-        located = holder.HasField("data_location") or holder is not tensor
-        location = int(holder.data_location) if located else None
-        return new_constant(name, self._values.of(tensor), location, linked=self._linked)
+        if isinstance(tensor, onnx.SparseTensorProto):
+            location: int | None = int(tensor.values.data_location)
+        else:
+            location = int(tensor.data_location) if tensor.HasField("data_location") else None
+        return new_constant(name, self._values.of(tensor), location, self._linked)
 
     def _describe(self, value: onnx.ValueInfoProto, own: _Tensors, coming: _Tensors, outer: _Tensors) -> None:
         """Take in what the file says of a tensor between operators; the first that says something counts."""

@@ -38,7 +38,10 @@ class _Stored(LazyValues):
     """Values still in the file's proto. They are read once for all copies of a model, while the array lives."""
 
     def __init__(self, tensor: TensorProto | onnx.SparseTensorProto, dtype: object) -> None:
-        self.tensor, self.shape, self.dtype = tensor, tuple(tensor.dims[:]), dtype
+        self.tensor = tensor
+        self.shape = tuple(tensor.dims[:])
+        self.dtype = dtype
+        self.kind = getattr(tensor, "data_type", TensorProto.UNDEFINED)
         self.token = -1 - next(_tokens)  # never the id of an object
         self.size: int | None = None  # bytes, once asked for
         self._array: weakref.ref[np.ndarray] | None = None
@@ -61,10 +64,6 @@ class _Stored(LazyValues):
 
 class StoredValues(_Stored):
     """An initializer's tensor proto."""
-
-    def __init__(self, tensor: TensorProto, dtype: object) -> None:
-        super().__init__(tensor, dtype)
-        self.kind = tensor.data_type
 
 
 class StoredSparse(_Stored, SparseValues):

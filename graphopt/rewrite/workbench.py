@@ -17,7 +17,7 @@ from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.ir import Model, infer_shapes
 from graphopt.ir.node_shapes import VALUES_BELOW, infer_node
-from graphopt.ir.objects import make_constant, new_variable
+from graphopt.ir.objects import link, make_constant, new_variable
 from graphopt.ir.values import nbytes
 from graphopt.ir.view import all_graphs, reads, subgraphs, tensors
 from graphopt.pipeline.base import Skipped
@@ -62,7 +62,8 @@ class Workbench(Worklist):
         self.edits = 0
         self.counts: Counter[str] = Counter()
         self.rule: object = None  # what is at work: reasons belong to it, and it takes only its own back
-        self._touched: dict[int, gs.Tensor] = {}  # whose readers or producer changed
+        self._listed = self.model.linked  # whether tensors list who reads and writes them, which is kept in step then
+        self._touched: dict[int, gs.Tensor] = {}  # whose readers or producer changed, in a graph where they are listed
         self._stale: dict[int, gs.Node] = {}  # whose output shapes may be known better now
         self._revision = self.model.revision
 
@@ -311,14 +312,15 @@ class Workbench(Worklist):
         self._skipped.pop(key, None)
         self._moved = self.changed = True
         self.edits += 1
-        producer, readers, touched = self._producer, self._readers, self._touched
+        producer, readers = self._producer, self._readers
         for tensor in node.inputs:
             if tensor.name in readers:
                 self._unread(tensor, node)
         for tensor in node.outputs:
             if producer.get(tensor.name) is node:
                 del producer[tensor.name]
-                touched[id(tensor)] = tensor
+                if self._listed:
+                    self._touched[id(tensor)] = tensor
 
     def make_constant(self, node: gs.Node, values: dict[str, np.ndarray]) -> None:
         """Replace a node by the values of its outputs: initializers, or a Constant node for a graph output."""
@@ -443,6 +445,8 @@ class Workbench(Worklist):
                 self._slot = {id(n): k for k, n in enumerate(self._base)}
         if self.has_subgraphs or self.graph is not self.model.bare:
             self._link_all()
+        elif self.model.linked and not self._listed:  # somebody has asked meanwhile
+            link(self.graph)
         elif self.model.linked:
             producers, readers, clear = self._producer, self._readers, list.clear
             for tensor in self._touched.values():
@@ -490,11 +494,13 @@ class Workbench(Worklist):
                 self._readers[name] = {id(node): node}
             else:
                 known[id(node)] = node
-            self._touched[id(tensor)] = tensor
+            if self._listed:
+                self._touched[id(tensor)] = tensor
 
     def _unread(self, tensor: gs.Tensor, node: gs.Node) -> None:
         name = tensor.name
-        self._touched[id(tensor)] = tensor
+        if self._listed:
+            self._touched[id(tensor)] = tensor
         left = self._readers.get(name)
         if left:
             left.pop(id(node), None)
