@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -38,6 +39,17 @@ def plain_dtype(tensor: gs.Tensor) -> np.dtype | None:
         return None
     dtype = np.dtype(given)
     return dtype if dtype in _PLAIN else None
+
+
+# The nodes that read a tensor: the only one, as most tensors have, or some by their ids.
+Readers: TypeAlias = gs.Node | dict[int, gs.Node]
+
+
+def several(found: Readers | None) -> dict[int, gs.Node]:
+    """Nodes that read a tensor, by their ids."""
+    if type(found) is dict:
+        return found
+    return {} if found is None else {id(found): found}
 
 
 def values_of(tensor: gs.Tensor | None) -> np.ndarray | None:
@@ -85,7 +97,7 @@ class Index:
         self._alive: dict[int, gs.Node] = {id(n): n for n in self._base}
         self._moved = False  # whether the graph's own list of nodes is no longer theirs
         self._by_op: dict[str, dict[int, gs.Node]] = {}
-        self._readers: dict[str, dict[int, gs.Node]] = {}
+        self._readers: dict[str, Readers] = {}
         self._producer: dict[str, gs.Node] = {}
         self._outputs = {t.name for t in self.graph.outputs}
         self._inputs = {t.name for t in self.graph.inputs}
@@ -105,10 +117,13 @@ class Index:
             for tensor in node.inputs:
                 name = tensor.name
                 known = readers.get(name)
-                if known is not None:
+                if known is None:
+                    if name:
+                        readers[name] = node
+                elif type(known) is dict:
                     known[key] = node
-                elif name:
-                    readers[name] = {key: node}
+                elif known is not node:
+                    readers[name] = {id(known): known, key: node}
             for tensor in node.outputs:
                 if tensor.name:
                     producer[tensor.name] = node
@@ -153,7 +168,9 @@ class Index:
     def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
         """Nodes of the graph that read ``tensor``, each once."""
         found = self._readers.get(tensor.name)
-        return list(found.values()) if found else []
+        if type(found) is dict:
+            return list(found.values())
+        return [] if found is None else [found]
 
     def is_read(self, node: gs.Node) -> bool:
         """Whether some node of the graph reads an output of ``node``."""
@@ -196,7 +213,7 @@ class Index:
     def why_shared(self, tensor: gs.Tensor) -> str:
         """Why the one reader of a tensor may not take its producer in, in words; empty if it may."""
         reason = self.why_bound(tensor)
-        if not reason and len(self._readers.get(tensor.name, ())) > 1:
+        if not reason and len(several(self._readers.get(tensor.name))) > 1:
             reason = f"other nodes read {tensor.name!r} as well"
         return reason
 

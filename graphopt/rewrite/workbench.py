@@ -21,6 +21,7 @@ from graphopt.ir.objects import link, make_constant, new_variable
 from graphopt.ir.values import nbytes
 from graphopt.ir.view import all_graphs, reads, subgraphs, tensors
 from graphopt.pipeline.base import Skipped
+from graphopt.rewrite.index import several
 from graphopt.rewrite.shapes import known
 from graphopt.rewrite.worklist import Worklist
 
@@ -144,12 +145,19 @@ class Workbench(Worklist):
     def replace_reads(self, old: gs.Tensor, new: gs.Tensor) -> None:
         """Make every node of the graph that reads ``old`` read ``new``."""
         name = old.name
-        moved = self._readers.pop(name, None)
-        if not moved:
+        readers = self._readers
+        found = readers.pop(name, None)
+        if not found:
             return
         tells = isinstance(new, gs.Constant) or _known(old) != _known(new)
         self._touched.update({id(old): old, id(new): new})
-        self._readers.setdefault(new.name, {}).update(moved)
+        moved, there = several(found), readers.get(new.name)
+        if not there:
+            readers[new.name] = found
+        else:
+            together = several(there)
+            together.update(moved)
+            readers[new.name] = together
         producer = self._producer.get(name)
         if producer is not None:  # it may be dead now
             self._look(producer)
@@ -261,7 +269,7 @@ class Workbench(Worklist):
             self._insert(inserted, node)
         del self._alive[id(node)]
         for name in outputs:
-            self.push(self._readers.get(name, {}).values())
+            self.push(several(self._readers.get(name)).values())
 
     def _share_outer(self, body: gs.Graph) -> None:
         """Let a subgraph read initializers of this graph by this graph's tensors, not by copies of its own."""
@@ -456,7 +464,7 @@ class Workbench(Worklist):
                 producer = producers.get(name)
                 if producer is not None:
                     list.append(writers, producer)
-                for reader in readers[name].values() if name in readers else ():
+                for reader in several(readers.get(name)).values():
                     for read in reader.inputs:
                         if read is tensor:
                             list.append(reading, reader)
@@ -489,11 +497,13 @@ class Workbench(Worklist):
     def _read(self, tensor: gs.Tensor, node: gs.Node) -> None:
         name = tensor.name
         if name:
-            known = self._readers.get(name)
-            if known is None:
-                self._readers[name] = {id(node): node}
-            else:
-                known[id(node)] = node
+            there = self._readers.get(name)
+            if there is None:
+                self._readers[name] = node
+            elif type(there) is dict:
+                there[id(node)] = node
+            elif there is not node:
+                self._readers[name] = {id(there): there, id(node): node}
             if self._listed:
                 self._touched[id(tensor)] = tensor
 
@@ -502,17 +512,19 @@ class Workbench(Worklist):
         if self._listed:
             self._touched[id(tensor)] = tensor
         left = self._readers.get(name)
-        if left:
+        if type(left) is dict:
             left.pop(id(node), None)
+        elif left is node:
+            del self._readers[name]
+            left = None
         # The producer may be dead now, and the last reader may now have the tensor to itself.
         producer = self._producer.get(name)
         if producer is not None:
             self._look(producer)
             if not left:
                 self._idle[id(producer)] = producer
-        if left and len(left) == 1:
-            (only,) = left.values()
-            self.push_below(only)
+        if left and len(rest := several(left)) == 1:
+            self.push_below(*rest.values())
 
     def _push_readers(self, tensor: gs.Tensor) -> None:
         """Look again at what reads a tensor, of which more is known now."""

@@ -10,7 +10,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
-from graphopt.rewrite.index import Index
+from graphopt.rewrite.index import Index, several
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Worklist(Index):
             below: dict[int, gs.Node] = {}
             for node in level.values():
                 for tensor in node.outputs:
-                    below.update(self._readers.get(tensor.name, ()))
+                    below.update(several(self._readers.get(tensor.name)))
             level = {key: n for key, n in below.items() if key not in found}
             found = {**found, **level}
         return found
@@ -142,7 +142,7 @@ class Worklist(Index):
             below: dict[int, gs.Node] | None = None
             for above in level:
                 for tensor in above.outputs:
-                    found = readers.get(tensor.name)
+                    found = several(readers.get(tensor.name))
                     if found:
                         # Most nodes write one tensor: its readers need not be copied.
                         below = found if below is None else {**below, **found}
