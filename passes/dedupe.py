@@ -83,7 +83,7 @@ def _twins(model: Model, bound: set[str]) -> Iterator[tuple[int, gs.Constant]]:
     Only what shares type and shape with another is read, first a few bytes of it, and all of it where those are equal.
     """
     found = [[c for c in model.constants(model.bare_graphs()) if c.name not in bound and is_plain(c)]]
-    for key in (lambda c: (onnx_dtype(c), tuple(c.shape)), _sample, _digest):
+    for key in (lambda c: (onnx_dtype(c), tuple(c._values.shape)), _sample, _digest):
         found = [part for group in found for part in _groups(group, key)]
     for first, *others in found:
         yield from ((id(constant), first) for constant in others)
@@ -108,8 +108,9 @@ def _bytes(constant: gs.Constant) -> np.ndarray:
 
 def _sample(constant: gs.Constant) -> bytes:
     values = constant._values
-    raw = values.tensor.raw_data if isinstance(values, StoredValues) else b""
-    data = raw or _bytes(constant).data
+    if isinstance(values, np.ndarray) and values.nbytes <= _PLACES * _SAMPLE:
+        return values.tobytes()
+    data = (values.tensor.raw_data if isinstance(values, StoredValues) else b"") or _bytes(constant).data
     if len(data) <= _PLACES * _SAMPLE:
         return bytes(data)
     places = range(0, len(data), max(len(data) // _PLACES, _SAMPLE))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -37,8 +38,7 @@ class FuseAffine(RewritePass):
         )
 
 
-@dataclass(frozen=True)
-class _Norm:
+class _Norm(NamedTuple):
     factor: np.ndarray  # [channels], float64
     mean: np.ndarray
     shift: np.ndarray
@@ -80,7 +80,7 @@ def fold_batchnorm(bench: Workbench, node: gs.Node) -> str | None:
         return "it is in training mode"
     if not node.attrs.get("spatial", 1):
         return "it normalizes each position separately (spatial=0)"
-    if any(t.name and (bench.readers(t) or bench.why_bound(t)) for t in node.outputs[1:]):
+    if len(node.outputs) > 1 and any(t.name and (bench.readers(t) or bench.why_bound(t)) for t in node.outputs[1:]):
         return "its running mean or variance outputs are used"
     norm = _read(bench, node)
     if isinstance(norm, str):
@@ -116,9 +116,10 @@ def _fold_into_layer(bench: Workbench, node: gs.Node, source: gs.Tensor, norm: _
 
 def _read(bench: Workbench, node: gs.Node) -> _Norm | str:
     arrays = [bench.array(t) for t in node.inputs[1:5]]
-    if len(arrays) < 4 or any(a is None or a.ndim != 1 for a in arrays):
+    wide = [a.astype(np.float64) for a in arrays if a is not None and a.ndim == 1]
+    if len(wide) < 4:
         return "its scale, bias, mean or variance is not constant"
-    scale, shift, mean, var = (a.astype(np.float64) for a in arrays if a is not None)
+    scale, shift, mean, var = wide
     # The attribute is a float32: 1e-5 in the file is not 1e-5 in float64.
     power = var + float(np.float32(node.attrs.get("epsilon", 1e-5)))
     if not (power > 0).all():
@@ -132,10 +133,8 @@ def _bias(bias: np.ndarray | None, norm: _Norm) -> np.ndarray:
 
 
 def _times(weight: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """A product in float64, rounded to the type of the weights block by block."""
-    return np.multiply(
-        weight, factor, out=np.empty(np.broadcast_shapes(weight.shape, factor.shape), weight.dtype), casting="same_kind"
-    )
+    """A product of the shape of the weights in float64, rounded to their type block by block."""
+    return np.multiply(weight, factor, out=np.empty(weight.shape, weight.dtype), casting="same_kind")
 
 
 def _mismatch(layer: gs.Node) -> str:

@@ -64,7 +64,10 @@ class Contents:
             for node in current.node:
                 if node.overload and self.overloaded is None:
                     self.overloaded = node
-                for attr in node.attribute:
+                attributes = node.attribute
+                if not attributes:  # less than to begin a loop
+                    continue
+                for attr in attributes:
                     kind = attr.type
                     if kind in _SIMPLE:  # ``onnx.checker`` refuses one that holds more than its type says
                         continue

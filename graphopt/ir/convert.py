@@ -8,7 +8,7 @@ that have none, dtypes that numpy lacks, attributes that are empty lists.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -66,13 +66,15 @@ class Header:
 class Imported(NamedTuple):
     """The graph of a proto, and ``named``: its tensors by name, those of subgraphs left out.
 
-    The graph may still have to be linked (``ir.importer.link``), as ``blueprint.linked`` says.
+    The graph may still have to be linked (``ir.objects.link``), as ``blueprint.linked`` says. ``sound``: whether
+    ``ir.verify`` would find nothing wrong with it, for sure.
     """
 
     graph: gs.Graph
     header: Header
     blueprint: Blueprint
     named: dict[str, gs.Tensor]
+    sound: bool
 
 
 def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> Imported:
@@ -115,12 +117,12 @@ def import_model(proto: onnx.ModelProto, contents: Contents | None = None) -> Im
         header.inner_initializers.update(t.values.name for t in sub.sparse_initializer)
     blueprint = Blueprint(proto, linked=len(contents.graphs) > 1 or len(proto.functions) > 0)
     try:
-        graph, named = blueprint.build_named()
+        graph, named, sound = blueprint.build_named()
     except (ModelError, UnicodeDecodeError):
         raise
     except Exception as error:
         raise ModelError(f"the model's graph cannot be imported: {error}") from error
-    return Imported(graph, header, blueprint, named)
+    return Imported(graph, header, blueprint, named, sound)
 
 
 class Blueprint:
@@ -136,13 +138,13 @@ class Blueprint:
         """A new graph, every node of which has a name."""
         return self.build_named()[0]
 
-    def build_named(self) -> tuple[gs.Graph, dict[str, gs.Tensor]]:
-        """The same, and its tensors by name, those of subgraphs left out."""
-        graph, named = import_graph(self.proto, self._values, self.linked)
+    def build_named(self) -> tuple[gs.Graph, dict[str, gs.Tensor], bool]:
+        """The same, its tensors by name, those of subgraphs left out, and whether it is sound for sure."""
+        graph, named, ordered = import_graph(self.proto, self._values, self.linked)
         for function, written in zip(graph.functions, self.proto.functions, strict=True):
             _finish_function(function, written)
-        _name_nodes(graph)
-        return graph, named
+        distinct = _name_nodes(_all_graphs(graph) if self.linked else [graph])
+        return graph, named, ordered and distinct
 
 
 def _finish_function(function: gs.Function, proto: onnx.FunctionProto) -> None:
@@ -237,10 +239,16 @@ def _refuse_unreadable(proto: onnx.ModelProto, contents: Contents) -> None:
             sound.add(key)
 
 
-def _name_nodes(graph: gs.Graph) -> None:
-    """Give a name to every node without one: reports and exclusions speak of nodes by name."""
-    graphs = _all_graphs(graph)
-    taken = {node.name for g in graphs for node in g.nodes}
+def _name_nodes(graphs: Sequence[gs.Graph]) -> bool:
+    """Give a name to every node without one: reports and exclusions speak of nodes by name.
+
+    Returns whether no two had the same.
+    """
+    given = [node.name for g in graphs for node in g.nodes if node.name]
+    taken = set(given)
+    distinct = len(taken) == len(given)
+    if len(given) == sum(len(g.nodes) for g in graphs):
+        return distinct
     counts: dict[str, int] = {}
     for g in graphs:
         for node in g.nodes:
@@ -251,6 +259,7 @@ def _name_nodes(graph: gs.Graph) -> None:
                 if name not in taken:
                     node.name = name
                     taken.add(name)
+    return distinct
 
 
 def export_model(
@@ -268,7 +277,8 @@ def export_model(
         producer_name=graph.producer_name,
         producer_version=graph.producer_version,
     )
-    used = {n.domain: 1 for g in _all_graphs(graph) for n in g.nodes if n.domain and n.domain not in header.opsets}
+    graphs = _all_graphs(graph)
+    used = {n.domain: 1 for g in graphs for n in g.nodes if n.domain and n.domain not in header.opsets}
     for domain, version in {**header.opsets, **used}.items():
         proto.opset_import.add(domain=domain, version=version)
     write_graph(proto.graph, graph, stub_above, weights)
@@ -276,7 +286,8 @@ def export_model(
         _write_function(proto, function)
     for key in sorted(header.metadata):
         proto.metadata_props.add(key=key, value=header.metadata[key])
-    _hoist_shared(proto.graph, header.inner_initializers)
+    if len(graphs) > 1:
+        _hoist_shared(proto.graph, header.inner_initializers)
     proto.graph.initializer.extend(header.input_defaults.values())
     return proto
 

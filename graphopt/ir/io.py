@@ -25,7 +25,7 @@ from graphopt.ir.contents import Contents
 from graphopt.ir.convert import import_model
 from graphopt.ir.limits import check_claims
 from graphopt.ir.model import Digest, Model, Source
-from graphopt.ir.shapes import infer_original, infer_shapes, is_light, light_copy, serialized
+from graphopt.ir.shapes import VALUES_BELOW, infer_original, infer_shapes, light_copy, serialized
 from graphopt.ir.verify import verify_input
 
 OLDEST_OPSET = 7
@@ -60,15 +60,18 @@ def _load(path: Path) -> Model:
     try:
         contents = Contents.of(proto)
         outside = external.check(contents, path.parent)
-        check_claims(proto, contents)
+        largest = check_claims(proto, contents)
         source = Source(str(path), digest, outside)
-        external.inline_small(proto, contents, path.parent)
+        if outside:
+            external.inline_small(proto, contents, path.parent)
         imported = import_model(proto, contents)
         model = Model(imported.graph, imported.header, source, imported.blueprint.linked)
         if outside:
             external.map_initializers(model.constants(model.bare_graphs()), path.parent)
-        verify_input(model, str(path))  # before the checker: it says more about structure
-        light = None if outside else data if is_light(proto) and not contents.altered else light_copy(proto)
+        if not imported.sound:
+            verify_input(model, str(path))  # before the checker: it says more about structure
+        as_it_is = largest <= VALUES_BELOW and not contents.altered
+        light = None if outside else data if as_it_is else light_copy(proto)
         del data
         _check(str(path) if light is None else serialized(light), path)
         original = None
@@ -77,6 +80,8 @@ def _load(path: Path) -> Model:
         else:
             original = infer_original(imported, light)
             model.touch()
+        if len(contents.graphs) == 1 and not proto.functions:
+            model.flat = model.revision
         model.mark_unchanged(original)
     except UnicodeDecodeError:
         raise ModelError(
@@ -235,16 +240,16 @@ def stage(model: Model, target: str | Path, external_above: int = EXTERNAL_THRES
     try:
         staged: Staged | None = None
         with contextlib.ExitStack() as stack:
-            weights = sum(values.nbytes(c) for c in model.constants(model.bare_graphs()))
+            weights = list(model.constants(model.bare_graphs()))
             data: Path | None = None
-            if weights > external_above:
+            if sum(map(values.nbytes, weights)) > external_above:
                 data, existed, proto = _write_data(model, target)
                 if not existed:
                     stack.callback(lambda: _discard(data, staged))
                 pieces = iter((proto.SerializeToString(deterministic=True),))
                 del proto
             else:
-                pieces = model.pieces()
+                pieces = model.pieces(weights)
             draft = stack.enter_context(atomic.temporary(target))
             with draft.open("wb") as file:
                 file.writelines(pieces)

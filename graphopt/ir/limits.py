@@ -27,14 +27,14 @@ _FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data
 _PAIRS = frozenset((TensorProto.COMPLEX64, TensorProto.COMPLEX128))
 
 
-def check_claims(proto: onnx.ModelProto, contents: Contents | None = None) -> None:
+def check_claims(proto: onnx.ModelProto, contents: Contents | None = None) -> int:
     """Refuse tensors whose type, shape and data do not belong together, and functions that expand without end.
 
-    Raises ModelError naming the tensor or function.
+    Returns the bytes of the largest tensor that is not sparse. Raises ModelError naming the tensor or function.
     """
     contents = contents or Contents.of(proto)
-    for tensor in (*contents.initializers(), *contents.attribute_tensors()):
-        _check_tensor(tensor)
+    tensors = (*contents.initializers(), *contents.attribute_tensors())
+    largest = max(map(_check_tensor, tensors), default=0)
     for sparse in contents.sparse():
         _check_sparse(sparse)
     for _, attr in contents.attributes:
@@ -42,41 +42,45 @@ def check_claims(proto: onnx.ModelProto, contents: Contents | None = None) -> No
             _check_sparse(sparse)
     if proto.functions:
         _check_functions(proto)
+    return largest
 
 
-def _check_tensor(tensor: TensorProto) -> None:
-    kind, shape = tensor.data_type, tuple(tensor.dims)
-    count, problem = _elements(kind, shape)
+def _check_tensor(tensor: TensorProto) -> int:
+    """The bytes of a tensor, if all is well with it."""
+    kind, shape = tensor.data_type, tuple(tensor.dims[:])
+    count, size, problem = _elements(kind, shape)
     if problem:
         raise ModelError(f"tensor {tensor.name!r} {problem}")
     if tensor.HasField("segment"):
         message = f"tensor {tensor.name!r} is stored in segments, which graphopt does not read"
         raise ModelError(message, "export the model again")
     if tensor.data_location == TensorProto.EXTERNAL:
-        return  # ``ir.external`` compares it with the file that it names
+        return size  # ``ir.external`` compares it with the file that it names
     if tensor.HasField("raw_data"):
-        unit, given, needed = "bytes of data", len(tensor.raw_data), data_bytes(kind, count)
+        unit, given, needed = "bytes of data", len(tensor.raw_data), size
         if kind == TensorProto.STRING:
-            return
+            return size
     else:
         unit, given = "values", max(len(getattr(tensor, field)) for field in _FIELDS)
         needed = (count * PACKED_BITS[kind] + 7) // 8 if kind in PACKED_BITS else count * (2 if kind in _PAIRS else 1)
     if given != needed:
         raise ModelError(f"tensor {tensor.name!r} has {given} {unit}; its shape {list(shape)} needs {needed}")
+    return size
 
 
 @lru_cache(maxsize=1024)
-def _elements(kind: int, shape: tuple[int, ...]) -> tuple[int, str]:
-    """The number of elements of a tensor, and what is wrong with its type or shape, in words; many have the same."""
+def _elements(kind: int, shape: tuple[int, ...]) -> tuple[int, int, str]:
+    """Elements and bytes of a tensor, and what is wrong with its type or shape, in words; many have the same."""
     if kind not in _TYPES:
-        return 0, f"has the data type {kind}, which does not exist"
+        return 0, 0, f"has the data type {kind}, which does not exist"
     if len(shape) > MOST_DIMENSIONS:
-        return 0, f"has {len(shape)} dimensions; graphopt reads up to {MOST_DIMENSIONS}"
+        return 0, 0, f"has {len(shape)} dimensions; graphopt reads up to {MOST_DIMENSIONS}"
     if min(shape, default=0) < 0:
-        return 0, f"has a negative dimension: its shape is {list(shape)}"
+        return 0, 0, f"has a negative dimension: its shape is {list(shape)}"
     if 16 * math.prod(d for d in shape if d) >= 1 << 63:
-        return 0, f"is larger than any memory: its shape is {list(shape)}"
-    return math.prod(shape), ""
+        return 0, 0, f"is larger than any memory: its shape is {list(shape)}"
+    count = math.prod(shape)
+    return count, data_bytes(kind, count), ""
 
 
 def _check_sparse(sparse: onnx.SparseTensorProto) -> None:

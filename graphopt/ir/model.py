@@ -16,7 +16,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 
 from graphopt import garbage
 from graphopt.ir import convert, wire
-from graphopt.ir.importer import link, new_constant
+from graphopt.ir.objects import link, new_constant
 from graphopt.ir.values import identity, is_sparse
 from graphopt.ir.view import all_graphs
 
@@ -137,13 +137,16 @@ class Model:
         """Serialize, deterministically. Only for models under 2 GB; ``ir.io.save`` has no such limit."""
         return b"".join(self.pieces())
 
-    def pieces(self) -> Iterator[bytes | memoryview]:
-        """What ``to_bytes`` joins: the weights among it are views of their arrays."""
+    def pieces(self, weights: Iterable[gs.Constant] | None = None) -> Iterator[bytes | memoryview]:
+        """What ``to_bytes`` joins: the weights among it are views of their arrays.
+
+        ``weights``: what ``constants`` gives, for who has asked already.
+        """
         if len(list(self.bare_graphs())) > 1 or self.header.input_defaults:  # there are initializers elsewhere
             yield self.to_proto().SerializeToString(deterministic=True)
             return
-        weights = [c for c in self.constants(self.bare_graphs()) if not is_sparse(c)]
-        yield from wire.pieces(convert.export_model(self.bare, self.header, weights=False), weights)
+        dense = [c for c in weights or self.constants(self.bare_graphs()) if not is_sparse(c)]
+        yield from wire.pieces(convert.export_model(self.bare, self.header, weights=False), dense)
 
     def copy(self) -> Model:
         """An independent graph that shares the weight arrays."""
@@ -211,7 +214,7 @@ class Model:
     def constant(self, stem: str, values: np.ndarray) -> gs.Constant:
         """A new initializer with a fresh name."""
         # not ascontiguousarray, which turns a scalar into a vector
-        return new_constant(self.fresh_name(stem), np.asarray(values, order="C"))
+        return new_constant(self.fresh_name(stem), np.asarray(values, order="C"), linked=self.linked)
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -250,7 +253,7 @@ class Model:
         found: dict[int, gs.Constant] = {}
         for graph in self.graphs() if graphs is None else graphs:
             lists = (graph.inputs, *[node.inputs for node in graph.nodes], graph.outputs)
-            found.update({id(t): t for tensors in lists for t in tensors if type(t) is gs.Constant})
+            found.update({id(t): t for tensors in lists for t in tensors if isinstance(t, gs.Constant)})
         return iter(found.values())
 
     def captured(self) -> frozenset[str]:
@@ -272,26 +275,27 @@ class Model:
 
     def survey(self) -> tuple[int, list[gs.Constant], int]:
         """The fingerprint, every initializer as ``constants`` gives them, and the number of nodes, in one walk."""
-        parts: list[object] = [self.opset, tuple(sorted(self.metadata.items()))]
+        mark = hash((self.opset, tuple(sorted(self.metadata.items()))))
         constants: dict[int, gs.Constant] = {}
         nodes = 0
         for graph in self.bare_graphs():
             nodes += len(graph.nodes)
             for node in graph.nodes:
-                parts += (node.op, node.name, node.domain)
+                parts: list[object] = [mark, node.op, node.name, node.domain]
                 if node.attrs:
                     parts.append(_freeze(node.attrs))
                 for tensor in node.inputs:
                     parts.append(tensor.name)
-                    if type(tensor) is gs.Constant:
+                    if isinstance(tensor, gs.Constant):
                         constants[id(tensor)] = tensor
                 for tensor in node.outputs:
                     parts.append(tensor.name)
+                mark = hash(tuple(parts))
             interface = graph.inputs + graph.outputs
-            parts.append(tuple([t.name for t in interface]))
-            constants.update((id(t), t) for t in interface if type(t) is gs.Constant)
+            mark = hash((mark, tuple([t.name for t in interface])))
+            constants.update((id(t), t) for t in interface if isinstance(t, gs.Constant))
         weights = list(constants.values())
-        return hash((tuple(parts), tuple([identity(c._values) for c in weights]))), weights, nodes
+        return hash((mark, tuple([identity(c._values) for c in weights]))), weights, nodes
 
     def _all_names(self) -> set[str]:
         names: set[str] = set()

@@ -9,23 +9,20 @@ from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
-from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get_onnx_tensor_shape
 
 from graphopt.errors import ModelError
 from graphopt.ir.convert import Blueprint, Imported, pairs
-from graphopt.ir.exporter import node_proto
 from graphopt.ir.importer import dtype_of, shape_of
 from graphopt.ir.limits import bounded_memory
 from graphopt.ir.model import Model
-from graphopt.ir.values import data_bytes, nbytes, onnx_dtype, peek, write_stub
+from graphopt.ir.node_shapes import VALUES_BELOW, tidy
+from graphopt.ir.objects import set_attribute
+from graphopt.ir.values import data_bytes, write_stub
 from graphopt.ir.view import all_graphs, tensors
 
-# Larger initializers are replaced by their type and shape: inference reads values only of shape-like constants.
-VALUES_BELOW = 2048
 _LONGEST_VECTOR = 1 << 22  # elements; with a longer one about, values are not followed
 _MEMORY = 1 << 29  # bytes that inference may take
 
@@ -77,7 +74,7 @@ class Original:
         self.linked = blueprint.linked
 
     def build(self) -> gs.Graph:
-        graph, named = self._blueprint.build_named()
+        graph, named, _ = self._blueprint.build_named()
         _take_in(graph, self._inferred, named)
         return graph
 
@@ -100,11 +97,6 @@ def infer_original(imported: Imported, light: onnx.ModelProto | bytes) -> Origin
     inferred = _infer(light, values=not endless)
     _take_in(imported.graph, inferred, imported.named)
     return Original(blueprint, inferred)
-
-
-def is_light(proto: onnx.ModelProto) -> bool:
-    """Whether a model has no large initializer, so that it may serve as its own light copy."""
-    return not any(map(_is_large, proto.graph.initializer))
 
 
 def serialized(model: onnx.ModelProto | bytes) -> bytes:
@@ -184,12 +176,9 @@ def _take_in(main: gs.Graph, proto: onnx.ModelProto, named: Mapping[str, gs.Tens
                 known = types[key] = _described(kind)
             element, shape = known
             if element and tensor.dtype is None:
-                tensor.dtype = dtype_of(element)
+                set_attribute(tensor, "dtype", dtype_of(element))
             if shape is not None:
-                _set(tensor, "shape", shape.copy())
-
-
-_set = object.__setattr__  # graphsurgeon's own is many times as slow
+                set_attribute(tensor, "shape", shape.copy())
 
 
 def _described(kind: onnx.TypeProto) -> tuple[int, list[int | str | None] | None]:
@@ -197,7 +186,7 @@ def _described(kind: onnx.TypeProto) -> tuple[int, list[int | str | None] | None
     if not kind.HasField("tensor_type"):
         return 0, None
     inner = kind.tensor_type
-    return inner.elem_type, [_tidy(d) for d in shape_of(inner)] if inner.HasField("shape") else None
+    return inner.elem_type, [tidy(d) for d in shape_of(inner)] if inner.HasField("shape") else None
 
 
 def _infer(proto: onnx.ModelProto | bytes, values: bool, strict: bool = False) -> onnx.ModelProto:
@@ -223,77 +212,3 @@ def _is_endless(tensor: gs.Tensor) -> bool:
         return False
     shape = tensor.shape
     return shape is not None and len(shape) == 1 and isinstance(shape[0], int) and shape[0] > _LONGEST_VECTOR
-
-
-def infer_node(model: Model, node: gs.Node) -> None:
-    """Fill in what a node's own inference says of its outputs, graph outputs excepted; what was known stays."""
-    if node.op in _LIKE_INPUT and len(node.outputs) == 1 and _like_input(model, node):
-        return
-    try:
-        found = _outputs_of(model, node)
-    except _UNKNOWN:
-        return  # nothing is known, which is allowed
-    for tensor in node.outputs:
-        if model.is_output(tensor):
-            continue
-        kind = found.get(tensor.name)
-        if kind is None or not kind.HasField("tensor_type") or not isinstance(tensor, gs.Variable):
-            continue
-        value = onnx.ValueInfoProto(name=tensor.name, type=kind)
-        if tensor.dtype is None and kind.tensor_type.elem_type:
-            tensor.dtype = get_onnx_tensor_dtype(value)
-        shape = get_onnx_tensor_shape(value)
-        if shape is not None:
-            old = tensor.shape if tensor.shape is not None and len(tensor.shape) == len(shape) else [None] * len(shape)
-            tensor.shape = [
-                was if now is None else now for was, now in zip(old, (_tidy(d) for d in shape), strict=True)
-            ]
-
-
-# The type and shape of their only output are those of their first input, in all versions.
-_LIKE_INPUT = frozenset(
-    """BatchNormalization Clip Elu Erf HardSigmoid HardSwish Identity LeakyRelu Neg Relu Sigmoid Softplus Sqrt
-    Tanh""".split()
-)
-
-
-def _like_input(model: Model, node: gs.Node) -> bool:
-    """Do what ``infer_node`` does for a node of ``_LIKE_INPUT``; False if it is no such case after all."""
-    source, target = node.inputs[0], node.outputs[0]
-    plain = isinstance(source, gs.Variable) and isinstance(target, gs.Variable) and source.type == "tensor_type"
-    if not plain or source.dtype is None or source.shape is None or node.domain or model.is_output(target):
-        return False
-    if target.dtype is None:
-        target.dtype = source.dtype
-    shape = [None if d == "" or (isinstance(d, int) and d < 0) else _tidy(d) for d in source.shape]
-    old = target.shape if target.shape is not None and len(target.shape) == len(shape) else [None] * len(shape)
-    target.shape = [was if now is None else now for was, now in zip(old, shape, strict=True)]
-    return True
-
-
-_UNKNOWN = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError)
-
-
-def _outputs_of(model: Model, node: gs.Node) -> dict[str, onnx.TypeProto]:
-    schema = onnx.defs.get_schema(node.op, model.opset, "")
-    types = {t.name: _type(t) for t in node.inputs if t.name}
-    data = {
-        t.name: onnx.numpy_helper.from_array(np.asarray(peek(t)), t.name)
-        for t in node.inputs
-        if isinstance(t, gs.Constant) and nbytes(t) <= VALUES_BELOW
-    }
-    imports = [onnx.helper.make_opsetid(d, v) for d, v in model.header.opsets.items()]
-    proto = node_proto(node)
-    return onnx.shape_inference.infer_node_outputs(schema, proto, types, data, opset_imports=imports)
-
-
-def _type(tensor: gs.Tensor) -> onnx.TypeProto:
-    kind = TensorProto.UNDEFINED if tensor.dtype is None else onnx_dtype(tensor)
-    # Open dimensions without a name are written as None, by graphsurgeon as -1 at times.
-    shape = None if tensor.shape is None else [None if isinstance(d, int) and d < 0 else d for d in tensor.shape]
-    return onnx.helper.make_tensor_type_proto(kind, shape)
-
-
-def _tidy(dim: int | str | None) -> int | str | None:
-    # Inference invents names for unknown dimensions; two runs would invent different ones.
-    return None if isinstance(dim, str) and dim.startswith("unk__") else dim

@@ -29,9 +29,6 @@ PACKED_BITS: dict[int, int] = {
 # Types whose elements a file holds as an array does, on machines that store numbers from the lowest byte on.
 SAME_IN_FILES = frozenset(map(np.dtype, ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")))
 _LITTLE = {dtype: dtype.newbyteorder("<") for dtype in SAME_IN_FILES}  # as files have it
-# Types whose elements a file holds as an array does, on machines that store numbers from the lowest byte on.
-SAME_IN_FILES = frozenset(map(np.dtype, ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")))
-_LITTLE = {dtype: dtype.newbyteorder("<") for dtype in SAME_IN_FILES}  # as files have it
 _tokens = itertools.count()
 # By the id of a living array: the token of the stored values that it was read from, and what ends the entry.
 _origins: dict[int, tuple[int, weakref.ref[np.ndarray]]] = {}
@@ -41,7 +38,10 @@ class _Stored(LazyValues):
     """Values still in the file's proto. They are read once for all copies of a model, while the array lives."""
 
     def __init__(self, tensor: TensorProto | onnx.SparseTensorProto, dtype: object) -> None:
-        self.tensor, self.shape, self.dtype = tensor, tuple(tensor.dims), dtype
+        self.tensor = tensor
+        self.shape = tuple(tensor.dims[:])
+        self.dtype = dtype
+        self.kind = getattr(tensor, "data_type", TensorProto.UNDEFINED)
         self.token = -1 - next(_tokens)  # never the id of an object
         self.size: int | None = None  # bytes, once asked for
         self._array: weakref.ref[np.ndarray] | None = None
@@ -112,18 +112,15 @@ def write_stub(proto: TensorProto, name: str, kind: int, shape: Iterable[int]) -
 
 def onnx_dtype(tensor: gs.Tensor) -> int:
     """The TensorProto data type of a tensor whose dtype is known."""
-    if type(tensor) is gs.Constant:
+    if isinstance(tensor, gs.Constant):
         values = tensor._values
-        if type(values) is np.ndarray:
+        if isinstance(values, StoredValues):
+            return int(values.kind)
+        if isinstance(values, np.ndarray):
             return _kind(values.dtype)
-        if type(values) is StoredValues:
-            return int(values.tensor.data_type)
-    if isinstance(tensor, gs.Constant) and isinstance(tensor._values, LazyValues):
-        proto = getattr(tensor._values, "tensor", None)
+        proto = getattr(values, "tensor", None)
         if isinstance(proto, TensorProto):
             return int(proto.data_type)
-    elif isinstance(tensor, gs.Constant):
-        return int(onnx.helper.np_dtype_to_tensor_dtype(tensor._values.dtype))
     return int(dtype_to_onnx(tensor.dtype))
 
 
@@ -167,6 +164,9 @@ def is_sparse(tensor: gs.Constant) -> bool:
 
 def is_plain(tensor: gs.Constant) -> bool:
     """Whether the bytes of an initializer's array are the bytes that a file holds."""
+    values = tensor._values
+    if isinstance(values, np.ndarray) and values.dtype in SAME_IN_FILES:
+        return True
     kind = onnx_dtype(tensor)
     return kind != TensorProto.STRING and kind not in PACKED_BITS and not is_sparse(tensor)
 

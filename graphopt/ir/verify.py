@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.errors import ContractError, ModelError
 from graphopt.ir.model import Model
-from graphopt.ir.view import all_graphs, node_view, reads, subgraphs, tensors
+from graphopt.ir.view import all_graphs, node_view, reads, subgraphs
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,19 @@ class Snapshot:
 
     @classmethod
     def of(cls, model: Model) -> Snapshot:
-        typed, ranked, constants = [], [], []
-        for name, tensor in tensors(model.bare).items():
-            if isinstance(tensor, gs.Constant):
-                constants.append(name)
-                continue
-            if tensor.dtype is not None:
-                typed.append(name)
-            if tensor.shape is not None:
-                ranked.append(name)
-        interface = _interface(model.bare.inputs), _interface(model.bare.outputs)
-        return cls(*interface, frozenset(typed), frozenset(ranked), frozenset(constants))
+        graph = model.bare
+        interface = graph.inputs + graph.outputs
+        variables = [t for n in graph.nodes for t in n.outputs]
+        variables += [t for t in interface if isinstance(t, gs.Variable)]
+        constants = [t.name for n in graph.nodes for t in n.inputs if isinstance(t, gs.Constant)]
+        constants += [t.name for t in interface if isinstance(t, gs.Constant)]
+        return cls(
+            _interface(graph.inputs),
+            _interface(graph.outputs),
+            typed=frozenset([t.name for t in variables if t.dtype is not None]),
+            ranked=frozenset([t.name for t in variables if t.shape is not None]),
+            constants=frozenset(constants),
+        )
 
 
 def _interface(tensors: list[gs.Tensor]) -> tuple[tuple[object, ...], ...]:
@@ -83,7 +85,7 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
                 continue
             if tensors.setdefault(name, tensor) is not tensor and name not in outer:
                 found.append(f"two different tensors are named {name!r}{where}")
-            if type(tensor) is gs.Constant:
+            if isinstance(tensor, gs.Constant):
                 if name in produced:
                     found.append(f"node {produced[name]!r} writes the initializer {name!r}{where}")
                 defined.add(name)
@@ -94,7 +96,7 @@ def _graph_problems(graph: gs.Graph, outer: frozenset[str], found: list[str], wh
             if name:
                 if tensors.setdefault(name, tensor) is not tensor and name not in outer:
                     found.append(f"two different tensors are named {name!r}{where}")
-                if type(tensor) is gs.Constant:
+                if isinstance(tensor, gs.Constant):
                     found.append(f"node {title!r} writes the initializer {name!r}{where}")
                 defined.add(name)
     if nested:

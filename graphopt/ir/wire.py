@@ -92,6 +92,7 @@ def _split(message: onnx.ModelProto | onnx.GraphProto | TensorProto, number: int
     return message.SerializeToString(deterministic=True), late.SerializeToString(deterministic=True)
 
 
+@lru_cache(maxsize=1024)
 def _lead(number: int, length: int) -> bytes:
     """Tag and length of a field that holds so many bytes."""
     return _varint(number << 3 | 2) + _varint(length)

@@ -15,6 +15,7 @@ from graphopt.ir.view import all_graphs, subgraphs
 from graphopt.pipeline.base import Pass, PassResult, Skipped
 from graphopt.pipeline.context import Context
 from graphopt.pipeline.exactness import RANDOM_OPS
+from graphopt.rewrite.sweep import Sweep
 from graphopt.rewrite.workbench import Step, Workbench
 
 
@@ -24,13 +25,15 @@ class Rule:
 
     ``apply(bench, node)`` changes the graph through the bench, or leaves it alone. Its answer is None, or, when a node
     was nearly what the rule looks for, the reason in words why it was left alone. ``reach``: how many operators above
-    the node it looks at.
+    the node it looks at. ``forward``: whether it looks at nothing but the node and what is above it, and asks of the
+    bench no more than ``Sweep`` has, so that a first walk may apply it.
     """
 
     name: str
     ops: tuple[str, ...]
     apply: Step
     reach: int = 1
+    forward: bool = False
 
 
 class RewritePass(Pass):
@@ -72,10 +75,14 @@ class RewritePass(Pass):
     def _run_on(self, model: Model, graph: gs.Graph, ctx: Context) -> Workbench:
         if not self.resumes:
             graph = model.graph if graph is model.bare else graph  # rules may ask tensors who reads and writes them
-        bench = Workbench.of(model, graph)
-        memory = bench.recall(self, ctx) if self.resumes else None
+        kept = Workbench.kept(model)
+        memory = kept.recall(self, ctx) if self.resumes and kept is not None and kept.graph is graph else None
         table = _Table(self.rules(model, ctx)) if memory is None else memory.table
+        sweep = Sweep.over(model, table.forward) if kept is None and graph is model.bare else None
+        bench = Workbench.of(model, graph)
         bench.begin(table.reach, table.wanted)
+        if sweep is not None:
+            bench.take_over_from(sweep.counts, sweep.stale, sweep.told)
         if memory is None:
             bench.push_all()
         else:
@@ -100,10 +107,13 @@ class _Table:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.reach = max(r.reach for r in rules)
         self.by_op: dict[str, list[tuple[str, Step]]] = {}
+        self.forward: dict[str, list[tuple[str, Step]]] = {}
         self.always: list[tuple[str, Step]] = [("dead_nodes_removed", remove_dead)]
         for rule in rules:
             for op in rule.ops:
                 self.by_op.setdefault(op, []).append((rule.name, rule.apply))
+                if rule.forward:
+                    self.forward.setdefault(op, []).append((rule.name, rule.apply))
             if not rule.ops:
                 self.always.append((rule.name, rule.apply))
         self.wanted = self.by_op.keys() if len(self.always) == 1 else None
@@ -120,7 +130,7 @@ def remove_dead(bench: Workbench, node: gs.Node) -> str | None:
         if tensor.name and (bench.is_output(tensor) or bench.is_captured(tensor)):
             return None
     inside = [n for top in subgraphs(node) for sub in all_graphs(top) for n in sub.nodes] if node.attrs else []
-    if not _may_go(bench, node) or not all(_may_go(bench, n) for n in inside):
+    if not _may_go(bench, node) or (inside and not all(_may_go(bench, n) for n in inside)):
         return "nothing reads its outputs, but it is a custom or random operator"
     bench.remove(node)
     return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import numpy as np
 import onnx
@@ -30,7 +32,7 @@ _STANDARD = (None, "", "ai.onnx")
 
 def plain_dtype(tensor: gs.Tensor) -> np.dtype | None:
     """The numpy type of a tensor, or None if it is unknown or numpy has no such type."""
-    given = tensor._values.dtype if type(tensor) is gs.Constant else tensor.dtype
+    given = tensor._values.dtype if isinstance(tensor, gs.Constant) else tensor.dtype
     if type(given) is np.dtype or type(given) in _PLAIN_KINDS:
         return given if given in _PLAIN else None
     if given is None or isinstance(given, int):
@@ -39,14 +41,55 @@ def plain_dtype(tensor: gs.Tensor) -> np.dtype | None:
     return dtype if dtype in _PLAIN else None
 
 
+# The nodes that read a tensor: the only one, as most tensors have, or some by their ids.
+Readers: TypeAlias = gs.Node | dict[int, gs.Node]
+
+
+def several(found: Readers | None) -> dict[int, gs.Node]:
+    """Nodes that read a tensor, by their ids."""
+    if type(found) is dict:
+        return found
+    return {} if found is None else {id(found): found}
+
+
+def values_of(tensor: gs.Tensor | None) -> np.ndarray | None:
+    """Values of an initializer that numpy can compute with; None for anything else."""
+    if isinstance(tensor, gs.Constant) and plain_dtype(tensor) is not None:
+        return peek(tensor)
+    return None
+
+
+class Schemas:
+    """What the ONNX standard says of the operators of a model's opset."""
+
+    def __init__(self, model: Model) -> None:
+        self._opset = model.opset
+        self._functions = {(f.domain or "", f.name) for f in model.bare.functions}
+        self._known: dict[str, onnx.defs.OpSchema | None] = {}
+
+    def knows(self, op: str, domain: str | None) -> bool:
+        """Whether an operator is one of the standard, not a custom one or a function."""
+        return domain in _STANDARD and (self._known[op] if op in self._known else self.of(op)) is not None
+
+    def of(self, op: str) -> onnx.defs.OpSchema | None:
+        """The schema of a standard operator of this name; None if there is none, or a function is called so."""
+        try:
+            return self._known[op]
+        except KeyError:
+            self._known[op] = None
+            if not self._functions & {("", op), ("ai.onnx", op)}:
+                with contextlib.suppress(onnx.defs.SchemaError):
+                    self._known[op] = onnx.defs.get_schema(op, self._opset, "")
+            return self._known[op]
+
+
 class Index:
     """One graph of a model (the main one unless said), with answers that take no search."""
 
     def __init__(self, model: Model, graph: gs.Graph | None = None) -> None:
         self.model = model
         self.graph = model.bare if graph is None else graph
-        self._functions = {(f.domain or "", f.name) for f in model.bare.functions}
-        self._schemas: dict[str, onnx.defs.OpSchema | None] = {}
+        self._schemas = Schemas(model)
         # The order of nodes: each original one has a slot, and nodes that take its place share it.
         self._base: list[gs.Node] = self.graph.nodes
         self._slot: dict[int, int] = {id(n): k for k, n in enumerate(self._base)}
@@ -54,12 +97,13 @@ class Index:
         self._alive: dict[int, gs.Node] = {id(n): n for n in self._base}
         self._moved = False  # whether the graph's own list of nodes is no longer theirs
         self._by_op: dict[str, dict[int, gs.Node]] = {}
-        self._readers: dict[str, dict[int, gs.Node]] = {}
+        self._readers: dict[str, Readers] = {}
         self._producer: dict[str, gs.Node] = {}
         self._outputs = {t.name for t in self.graph.outputs}
         self._inputs = {t.name for t in self.graph.inputs}
         self._foreign: set[str] = set()
-        self.has_subgraphs = any(node.attrs and subgraphs(node) for node in self.graph.nodes)
+        flat = self.graph is model.bare and model.flat == model.revision
+        self.has_subgraphs = not flat and any(node.attrs and subgraphs(node) for node in self.graph.nodes)
         if not self.has_subgraphs and self.graph is model.bare:
             model.flat = model.revision
         self._captured = set(_read_elsewhere(model, self.graph))
@@ -73,15 +117,22 @@ class Index:
             for tensor in node.inputs:
                 name = tensor.name
                 known = readers.get(name)
-                if known is not None:
+                if known is None:
+                    if name:
+                        readers[name] = node
+                elif type(known) is dict:
                     known[key] = node
-                elif name:
-                    readers[name] = {key: node}
+                elif known is not node:
+                    readers[name] = {id(known): known, key: node}
             for tensor in node.outputs:
                 if tensor.name:
                     producer[tensor.name] = node
         # Nodes whose outputs nobody may be reading: those that nobody does, and some more.
-        self._idle = {key: n for key, n in self._alive.items() if not self.is_read(n)}
+        self._idle = {
+            key: n
+            for key, n in self._alive.items()
+            if (len(n.outputs) != 1 or n.outputs[0].name not in readers) and not self.is_read(n)
+        }
         for other in model.bare_graphs() if self.has_subgraphs or self.graph is not model.bare else (self.graph,):
             for node in other.nodes:
                 if not self.is_standard(node):
@@ -117,7 +168,9 @@ class Index:
     def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
         """Nodes of the graph that read ``tensor``, each once."""
         found = self._readers.get(tensor.name)
-        return list(found.values()) if found else []
+        if type(found) is dict:
+            return list(found.values())
+        return [] if found is None else [found]
 
     def is_read(self, node: gs.Node) -> bool:
         """Whether some node of the graph reads an output of ``node``."""
@@ -148,18 +201,19 @@ class Index:
 
     def why_bound(self, tensor: gs.Tensor) -> str:
         """Why a tensor's name must stay with its present producer, in words; empty if it need not."""
-        if self.is_output(tensor):
-            return f"its output {tensor.name!r} is an output of the graph"
-        if self.is_captured(tensor):
-            return f"a subgraph reads its output {tensor.name!r}"
-        if self.is_foreign(tensor):
-            return f"a custom operator reads its output {tensor.name!r}"
+        name = tensor.name
+        if name in self._outputs:
+            return f"its output {name!r} is an output of the graph"
+        if name in self._captured:
+            return f"a subgraph reads its output {name!r}"
+        if name in self._foreign:
+            return f"a custom operator reads its output {name!r}"
         return ""
 
     def why_shared(self, tensor: gs.Tensor) -> str:
         """Why the one reader of a tensor may not take its producer in, in words; empty if it may."""
         reason = self.why_bound(tensor)
-        if not reason and len(self._readers.get(tensor.name, ())) > 1:
+        if not reason and len(several(self._readers.get(tensor.name))) > 1:
             reason = f"other nodes read {tensor.name!r} as well"
         return reason
 
@@ -168,40 +222,28 @@ class Index:
 
     def is_standard(self, node: gs.Node) -> bool:
         """Whether the node's meaning is known: an operator of the ONNX standard, not a custom one or a function."""
-        if node.domain not in _STANDARD:
-            return False
-        schemas = self._schemas
-        return (schemas[node.op] if node.op in schemas else self._schema_of(node.op)) is not None
+        return self._schemas.knows(node.op, node.domain)
 
     def has_op(self, op: str) -> bool:
         """Whether the model's opset has a standard operator of this name."""
-        return self._schema_of(op) is not None
+        return self._schemas.of(op) is not None
 
     def schema(self, node: gs.Node) -> onnx.defs.OpSchema | None:
-        return self._schema_of(node.op)
-
-    def _schema_of(self, op: str) -> onnx.defs.OpSchema | None:
-        try:
-            return self._schemas[op]
-        except KeyError:
-            self._schemas[op] = None
-            if not self._functions & {("", op), ("ai.onnx", op)}:
-                with contextlib.suppress(onnx.defs.SchemaError):
-                    self._schemas[op] = onnx.defs.get_schema(op, self.model.opset, "")
-            return self._schemas[op]
+        return self._schemas.of(node.op)
 
     def array(self, tensor: gs.Tensor | None) -> np.ndarray | None:
         """Values of an initializer that numpy can compute with; None for anything else."""
-        if isinstance(tensor, gs.Constant) and plain_dtype(tensor) is not None:
-            return peek(tensor)
-        return None
+        return values_of(tensor)
 
     def scalar(self, tensor: gs.Tensor | None) -> float | None:
         """The value of an initializer that has one element, or the same in all of a few; None for anything else."""
-        if not isinstance(tensor, gs.Constant) or plain_dtype(tensor) is None or np.prod(tensor.shape) > 65536:
+        if not isinstance(tensor, gs.Constant) or plain_dtype(tensor) is None or math.prod(tensor.shape) > 65536:
             return None
-        array = peek(tensor)
-        return array.reshape(-1)[0].item() if array.size and (array == array.reshape(-1)[0]).all() else None
+        flat = peek(tensor).reshape(-1)
+        # The last one alone tells most of those that hold several numbers.
+        if not flat.size or flat[0] != flat[-1] or not (flat == flat[0]).all():
+            return None
+        return flat[0].item()
 
 
 def _read_elsewhere(model: Model, graph: gs.Graph) -> frozenset[str]:

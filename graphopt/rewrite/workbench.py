@@ -8,7 +8,7 @@ graphsurgeon's lists once, in ``finish``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 
 import numpy as np
@@ -16,11 +16,12 @@ import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from graphopt.ir import Model, infer_shapes
-from graphopt.ir.importer import new_variable
-from graphopt.ir.shapes import VALUES_BELOW, infer_node
+from graphopt.ir.node_shapes import VALUES_BELOW, infer_node
+from graphopt.ir.objects import link, make_constant, new_variable
 from graphopt.ir.values import nbytes
 from graphopt.ir.view import all_graphs, reads, subgraphs, tensors
 from graphopt.pipeline.base import Skipped
+from graphopt.rewrite.index import several
 from graphopt.rewrite.shapes import known
 from graphopt.rewrite.worklist import Worklist
 
@@ -62,9 +63,21 @@ class Workbench(Worklist):
         self.edits = 0
         self.counts: Counter[str] = Counter()
         self.rule: object = None  # what is at work: reasons belong to it, and it takes only its own back
-        self._touched: dict[int, gs.Tensor] = {}  # whose readers or producer changed
+        self._listed = self.model.linked  # whether tensors list who reads and writes them, which is kept in step then
+        self._touched: dict[int, gs.Tensor] = {}  # whose readers or producer changed, in a graph where they are listed
         self._stale: dict[int, gs.Node] = {}  # whose output shapes may be known better now
         self._revision = self.model.revision
+
+    def take_over_from(self, counts: Counter[str], stale: Iterable[gs.Node], told: Iterable[gs.Tensor]) -> None:
+        """Go on from a ``Sweep``: what it has done, nodes that it changed, and variables that are constants now."""
+        self.changed = True
+        self.edits += 1
+        self.counts.update(counts)
+        self._stale.update((id(n), n) for n in stale if id(n) in self._alive)
+        for tensor in told:
+            for reader in self.readers(tensor):
+                if _tells_shapes(tensor, reader):
+                    self._stale[id(reader)] = reader
 
     # --- the work ---------------------------------------------------------------------------------------------
 
@@ -74,18 +87,19 @@ class Workbench(Worklist):
         The first of ``always`` is for nodes whose outputs nobody reads.
         """
         idle, every = always[:1], always[1:]
-        todo_of = {op: [*every, *steps] for op, steps in rules.items()}
+        todo_of: dict[tuple[str, str | None], list[tuple[str, Step]]] = {}
         alive, pending, queued, skipped = self._alive, self._pending, self._queued, self._skipped
-        is_read, is_standard = self.is_read, self.is_standard
+        is_read = self.is_read
         while pending:
             node = pending.popleft()
             key = id(node)
             queued.discard(key)
             if key not in alive:
                 continue
-            todo = todo_of.get(node.op, every)
-            if todo is not every and not is_standard(node):
-                todo = every
+            kind = node.op, node.domain
+            todo = todo_of.get(kind)
+            if todo is None:
+                todo = todo_of[kind] = [*every, *(rules.get(node.op, ()) if self.is_standard(node) else ())]
             if key in skipped or (key in self._idle and not is_read(node)):
                 todo = [*idle, *todo]
             for name, step in todo:
@@ -108,10 +122,11 @@ class Workbench(Worklist):
     def set_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
         """Make input ``index`` of a node read ``tensor``."""
         old = node.inputs[index]
-        list.__setitem__(node.inputs, index, tensor)
-        if all(t is not old for t in node.inputs):
-            self._unread(old, node)
-        self._read(tensor, node)
+        if old is not tensor:
+            list.__setitem__(node.inputs, index, tensor)
+            if all(t is not old for t in node.inputs):
+                self._unread(old, node)
+            self._read(tensor, node)
         self.push_below(node)
         self._mark(node if isinstance(tensor, gs.Constant) or _known(old) != _known(tensor) else None)
 
@@ -129,13 +144,28 @@ class Workbench(Worklist):
 
     def replace_reads(self, old: gs.Tensor, new: gs.Tensor) -> None:
         """Make every node of the graph that reads ``old`` read ``new``."""
+        name = old.name
+        readers = self._readers
+        found = readers.pop(name, None)
+        if not found:
+            return
         tells = isinstance(new, gs.Constant) or _known(old) != _known(new)
-        for node in self.readers(old):
+        self._touched.update({id(old): old, id(new): new})
+        moved, there = several(found), readers.get(new.name)
+        if not there:
+            readers[new.name] = found
+        else:
+            together = several(there)
+            together.update(moved)
+            readers[new.name] = together
+        producer = self._producer.get(name)
+        if producer is not None:  # it may be dead now
+            self._look(producer)
+            self._idle[id(producer)] = producer
+        for node in moved.values():
             for index, tensor in enumerate(node.inputs):
-                if tensor.name == old.name:
+                if tensor.name == name:
                     list.__setitem__(node.inputs, index, new)
-            self._unread(old, node)
-            self._read(new, node)
             self.push_below(node)
             self._mark(node if tells else None)
 
@@ -239,7 +269,7 @@ class Workbench(Worklist):
             self._insert(inserted, node)
         del self._alive[id(node)]
         for name in outputs:
-            self.push(self._readers.get(name, {}).values())
+            self.push(several(self._readers.get(name)).values())
 
     def _share_outer(self, body: gs.Graph) -> None:
         """Let a subgraph read initializers of this graph by this graph's tensors, not by copies of its own."""
@@ -285,18 +315,20 @@ class Workbench(Worklist):
         key = id(node)
         del self._alive[key]
         self._journal.append(node)
-        self._by_op.get(node.op, {}).pop(key, None)
+        self._by_op[node.op].pop(key, None)
         self._idle.pop(key, None)
-        self._moved = True
         self._skipped.pop(key, None)
-        producer = self._producer
+        self._moved = self.changed = True
+        self.edits += 1
+        producer, readers = self._producer, self._readers
         for tensor in node.inputs:
-            self._unread(tensor, node)
+            if tensor.name in readers:
+                self._unread(tensor, node)
         for tensor in node.outputs:
             if producer.get(tensor.name) is node:
                 del producer[tensor.name]
-                self._touched[id(tensor)] = tensor
-        self._mark()
+                if self._listed:
+                    self._touched[id(tensor)] = tensor
 
     def make_constant(self, node: gs.Node, values: dict[str, np.ndarray]) -> None:
         """Replace a node by the values of its outputs: initializers, or a Constant node for a graph output."""
@@ -312,7 +344,7 @@ class Workbench(Worklist):
                 self._insert(new, node)
             else:
                 self._own(tensor)
-                tensor.to_constant(array)
+                make_constant(tensor, array)
             self._push_readers(tensor)
         self.remove(node)
 
@@ -321,7 +353,7 @@ class Workbench(Worklist):
         tensor = node.outputs[0]
         self.remove(node)
         self._own(tensor)
-        tensor.to_constant(values, export_dtype=export_dtype)
+        make_constant(tensor, values, export_dtype)
         self._push_readers(tensor)
 
     def new_values(self, constant: gs.Constant, array: np.ndarray, stem: str) -> gs.Constant:
@@ -353,7 +385,12 @@ class Workbench(Worklist):
 
     def skip(self, node: gs.Node, reason: str) -> None:
         """Record that a node was considered and left alone; a later reason replaces an earlier one."""
-        self._skipped.setdefault(id(node), {})[id(self.rule)] = Skipped(node.name, node.op, reason)
+        key = id(node)
+        said = self._skipped.get(key)
+        if said is None:
+            self._skipped[key] = {id(self.rule): reason}
+        else:
+            said[id(self.rule)] = reason
 
     def unskip(self, node: gs.Node) -> None:
         """Forget what the rule at work said of a node."""
@@ -366,7 +403,7 @@ class Workbench(Worklist):
         """What was left alone, in the order of nodes: one reason a node, the first rule's."""
         said = [key for key, reasons in self._skipped.items() if reasons and key in self._alive]
         said.sort(key=lambda key: self.position(self._alive[key]))
-        return [next(iter(self._skipped[key].values())) for key in said]
+        return [_as_skipped(self._alive[key], next(iter(self._skipped[key].values()))) for key in said]
 
     def infer_shapes(self) -> None:
         """Infer shapes below what changed, as far as they were unknown, and look again where that told something."""
@@ -416,6 +453,8 @@ class Workbench(Worklist):
                 self._slot = {id(n): k for k, n in enumerate(self._base)}
         if self.has_subgraphs or self.graph is not self.model.bare:
             self._link_all()
+        elif self.model.linked and not self._listed:  # somebody has asked meanwhile
+            link(self.graph)
         elif self.model.linked:
             producers, readers, clear = self._producer, self._readers, list.clear
             for tensor in self._touched.values():
@@ -425,7 +464,7 @@ class Workbench(Worklist):
                 producer = producers.get(name)
                 if producer is not None:
                     list.append(writers, producer)
-                for reader in readers[name].values() if name in readers else ():
+                for reader in several(readers.get(name)).values():
                     for read in reader.inputs:
                         if read is tensor:
                             list.append(reading, reader)
@@ -456,24 +495,36 @@ class Workbench(Worklist):
             self.model.header.inner_initializers.add(tensor.name)
 
     def _read(self, tensor: gs.Tensor, node: gs.Node) -> None:
-        if tensor.name:
-            self._readers.setdefault(tensor.name, {})[id(node)] = node
-            self._touched[id(tensor)] = tensor
+        name = tensor.name
+        if name:
+            there = self._readers.get(name)
+            if there is None:
+                self._readers[name] = node
+            elif type(there) is dict:
+                there[id(node)] = node
+            elif there is not node:
+                self._readers[name] = {id(there): there, id(node): node}
+            if self._listed:
+                self._touched[id(tensor)] = tensor
 
     def _unread(self, tensor: gs.Tensor, node: gs.Node) -> None:
         name = tensor.name
-        self._touched[id(tensor)] = tensor
+        if self._listed:
+            self._touched[id(tensor)] = tensor
         left = self._readers.get(name)
-        if left:
+        if type(left) is dict:
             left.pop(id(node), None)
+        elif left is node:
+            del self._readers[name]
+            left = None
         # The producer may be dead now, and the last reader may now have the tensor to itself.
         producer = self._producer.get(name)
         if producer is not None:
             self._look(producer)
             if not left:
                 self._idle[id(producer)] = producer
-        if left and len(left) == 1:
-            self.push_below(next(iter(left.values())))
+        if left and len(rest := several(left)) == 1:
+            self.push_below(*rest.values())
 
     def _push_readers(self, tensor: gs.Tensor) -> None:
         """Look again at what reads a tensor, of which more is known now."""
@@ -488,6 +539,10 @@ class Workbench(Worklist):
         self.edits += 1
         if node is not None:
             self._stale[id(node)] = node
+
+
+def _as_skipped(node: gs.Node, reason: str) -> Skipped:
+    return Skipped(node.name, node.op, reason)
 
 
 def _names_read(graph: gs.Graph) -> set[str]:
@@ -507,7 +562,12 @@ def _complete(tensor: gs.Tensor) -> bool:
     if not tensor.name or not isinstance(tensor, gs.Variable):
         return True
     shape = tensor.shape
-    return tensor.dtype is not None and shape is not None and all(known(d) or (isinstance(d, str) and d) for d in shape)
+    if tensor.dtype is None or shape is None:
+        return False
+    for dim in shape:  # noqa: SIM110 - asked for every node that has changed
+        if not (known(dim) or (isinstance(dim, str) and dim)):
+            return False
+    return True
 
 
 def _known(tensor: gs.Tensor) -> tuple[object, ...]:

@@ -10,8 +10,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from graphopt.ir import Model
-from graphopt.pipeline.base import Skipped
-from graphopt.rewrite.index import Index
+from graphopt.rewrite.index import Index, several
 
 
 @dataclass
@@ -22,7 +21,7 @@ class Memory:
     scope: object  # what else it worked with
     table: Any  # its rules
     seen: int  # entries of the journal that it knows
-    skipped: dict[int, dict[int, Skipped]]
+    skipped: dict[int, dict[int, str]]  # by node, then by rule
     notes: dict[str, Any]  # its own
 
 
@@ -38,7 +37,7 @@ class Worklist(Index):
     def clear(self, reach: int, wanted: Collection[str] | None = None) -> None:
         """Let no node wait, for rules that look ``reach`` operators up and start at ``wanted``, or at all."""
         self.reach, self.wanted = reach, wanted
-        self._skipped: dict[int, dict[int, Skipped]] = {}
+        self._skipped: dict[int, dict[int, str]] = {}
         # Ids of nodes, some of them gone, to look at again; None: no node was looked at before.
         self.resumed: set[int] | None = None
         self.notes: dict[str, Any] = {}  # what the pass wants to find here on its next run
@@ -97,7 +96,7 @@ class Worklist(Index):
             below: dict[int, gs.Node] = {}
             for node in level.values():
                 for tensor in node.outputs:
-                    below.update(self._readers.get(tensor.name, ()))
+                    below.update(several(self._readers.get(tensor.name)))
             level = {key: n for key, n in below.items() if key not in found}
             found = {**found, **level}
         return found
@@ -140,12 +139,13 @@ class Worklist(Index):
             pending.append(node)
         level: Iterable[gs.Node] = (node,)
         for _ in range(self.reach):
-            below: dict[int, gs.Node] = {}
+            below: dict[int, gs.Node] | None = None
             for above in level:
                 for tensor in above.outputs:
-                    found = readers.get(tensor.name)
+                    found = several(readers.get(tensor.name))
                     if found:
-                        below.update(found)
+                        # Most nodes write one tensor: its readers need not be copied.
+                        below = found if below is None else {**below, **found}
             if not below:
                 break
             for key, reader in below.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import networkx as nx
 import numpy as np
@@ -28,6 +29,7 @@ _DATA_DEPENDENT = frozenset(("Compress", "NonZero", "Unique"))
 _NON_DETERMINISTIC = onnx.defs.OpSchema.NodeDeterminism.NonDeterministic
 # What these hold is the quantizer's decision; folding them would turn int8 weights back into float32.
 _QUANTIZATION = frozenset(("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"))
+_Sizes = dict[str, int]  # bytes of tensors, by their names
 
 
 @dataclass
@@ -47,30 +49,43 @@ def human(size: int) -> str:
     return f"{size} bytes"
 
 
-def plan(bench: Workbench, allowed: Callable[[], int], refused: dict[int, str]) -> Plan:
+class Allowance:
+    """Bytes that folding one constant subgraph may add: ``least``, or what ``exact`` finds out where that matters."""
+
+    def __init__(self, least: int, exact: Callable[[], int]) -> None:
+        self._least, self._exact = least, exact
+
+    def covers(self, growth: int) -> bool:
+        return growth <= self._least or growth <= self.bytes
+
+    @cached_property
+    def bytes(self) -> int:
+        return self._exact()
+
+
+def plan(bench: Workbench, allowed: Allowance, refused: dict[int, str]) -> Plan:
     """Choose the constant subgraphs to fold. ``refused``: nodes (by id) that could not be computed, and why."""
     now, planned = bench.changes, bench.notes.get("planned")
     if planned is not None and not refused and not any(_is_constant(n, ()) for n in bench.changed_since(planned)):
         return Plan([], [], 0)
     bench.notes["planned"] = None
-    candidates, left = _candidates(bench, refused)
+    sizes: _Sizes = {}
+    candidates, left = _candidates(bench, refused, sizes)
     if not candidates:
         bench.notes["planned"] = None if left else now
         return Plan([], [], 0)
-    budget = allowed()
-    sizes = {id(n): sum(_result_bytes(n, t) or 0 for t in n.outputs if t.name) for n in candidates}
     chosen: set[int] = set()
-    for part in _components(bench, candidates):
-        if _growth(bench, part) <= budget:
+    for part in _components(candidates):
+        if allowed.covers(_growth(bench, part, sizes)):
             chosen.update(id(n) for n in part)
             continue
-        inflating = [n for n in part if sizes[id(n)] - _input_bytes(n) > budget]
+        inflating = [n for n in part if not allowed.covers(_written(n, sizes) - _input_bytes(n))]
         for node in inflating or [n for n in part if _read_outside(bench, n, {id(m) for m in part})]:
-            size = human(sizes[id(node)])
-            bench.skip(node, f"folding it would store {size}; at most {human(budget)} may be added (option budget)")
+            size, most = human(_written(node, sizes)), human(allowed.bytes)
+            bench.skip(node, f"folding it would store {size}; at most {most} may be added (option budget)")
         rest = _without(bench, part, inflating) if inflating else []
-        for smaller in _components(bench, rest):
-            if _growth(bench, smaller) <= budget:
+        for smaller in _components(rest):
+            if allowed.covers(_growth(bench, smaller, sizes)):
                 chosen.update(id(n) for n in smaller)
     nodes = [n for n in candidates if id(n) in chosen]
     if len(nodes) == len(candidates) and not left and not refused:
@@ -79,18 +94,21 @@ def plan(bench: Workbench, allowed: Callable[[], int], refused: dict[int, str]) 
     for node in nodes:
         bench.unskip(node)
     kept = [t for n in nodes for t in _read_outside(bench, n, chosen)]
-    return Plan(nodes, kept, _stored(bench, nodes, chosen))
+    return Plan(nodes, kept, sum([sizes[t.name] for t in kept]))
 
 
-def _candidates(bench: Workbench, refused: dict[int, str]) -> tuple[list[gs.Node], bool]:
-    """Nodes that depend on initializers alone and can be computed in the working memory, and whether some cannot."""
+def _candidates(bench: Workbench, refused: dict[int, str], sizes: _Sizes) -> tuple[list[gs.Node], bool]:
+    """Nodes that depend on initializers alone and can be computed in the working memory, and whether some cannot.
+
+    ``sizes`` is filled with those of their outputs.
+    """
     found: list[gs.Node] = []
     left = False
     names: set[str] = set()
     for node in bench.nodes():
         if not _is_constant(node, names):
             continue
-        reason = refused.get(id(node)) or _why_not(bench, node)
+        reason = refused.get(id(node)) or _why_not(bench, node, sizes)
         if reason:
             bench.skip(node, reason)
             left = True
@@ -103,13 +121,13 @@ def _candidates(bench: Workbench, refused: dict[int, str]) -> tuple[list[gs.Node
 def _is_constant(node: gs.Node, names: Collection[str]) -> bool:
     """Whether a node has inputs, and all of them are initializers or among the tensors ``names``."""
     for tensor in node.inputs:
-        if type(tensor) is not gs.Constant and tensor.name and tensor.name not in names:
+        if not isinstance(tensor, gs.Constant) and tensor.name and tensor.name not in names:
             return False
     return bool(node.inputs)
 
 
-def _why_not(bench: Workbench, node: gs.Node) -> str:
-    """Why a node with constant inputs is not evaluated, in words; empty if it may be."""
+def _why_not(bench: Workbench, node: gs.Node, sizes: _Sizes) -> str:
+    """Why a node with constant inputs is not evaluated, in words; empty if it may be, with the sizes of its outputs."""
     if not bench.is_standard(node):
         return "a custom operator is not evaluated, although its inputs are constant"
     if node.op in _QUANTIZATION:
@@ -131,6 +149,7 @@ def _why_not(bench: Workbench, node: gs.Node) -> str:
             return "the size of its result is not known before it is computed"
         if size > WORKING_BYTES and size > max(nbytes(c) for c in bench.model.constants()):
             return f"its result of {human(size)} is too large to compute here"
+        sizes[tensor.name] = size
     return ""
 
 
@@ -159,48 +178,47 @@ def _input_bytes(node: gs.Node) -> int:
     return sum(nbytes(t) if isinstance(t, gs.Constant) else _bytes(t) or 0 for t in tensors.values())
 
 
-def _growth(bench: Workbench, part: list[gs.Node]) -> int:
+def _growth(bench: Workbench, part: list[gs.Node], sizes: _Sizes) -> int:
     """Bytes that the file grows by when the nodes of ``part`` are folded; negative when it shrinks."""
     inside = {id(n) for n in part}
+    stored = sum([sizes[t.name] for n in part for t in _read_outside(bench, n, inside)])
     read = {t.name: t for n in part for t in n.inputs if isinstance(t, gs.Constant)}
-    freed = sum(
-        nbytes(t) for t in read.values() if not bench.why_bound(t) and all(id(r) in inside for r in bench.readers(t))
-    )
-    return _stored(bench, part, inside) - freed
+    freed = [t for t in read.values() if inside.issuperset(map(id, bench.readers(t))) and not bench.why_bound(t)]
+    return stored - sum(map(nbytes, freed))
 
 
-def _stored(bench: Workbench, nodes: list[gs.Node], inside: set[int]) -> int:
-    return sum(_result_bytes(n, t) or 0 for n in nodes for t in _read_outside(bench, n, inside))
+def _written(node: gs.Node, sizes: _Sizes) -> int:
+    """Bytes of a node's outputs."""
+    return sum([sizes[t.name] for t in node.outputs if t.name])
 
 
 def _read_outside(bench: Workbench, node: gs.Node, inside: set[int]) -> list[gs.Tensor]:
     """Outputs of a node that must stay when the nodes ``inside`` (by id) are folded."""
     return [
-        t for t in node.outputs if t.name and (bench.why_bound(t) or any(id(r) not in inside for r in bench.readers(t)))
+        t for t in node.outputs if t.name and (not inside.issuperset(map(id, bench.readers(t))) or bench.why_bound(t))
     ]
 
 
-def _view(bench: Workbench, nodes: list[gs.Node]) -> nx.DiGraph:
-    inside = {id(n): k for k, n in enumerate(nodes)}
+def _view(nodes: list[gs.Node]) -> nx.DiGraph:
+    """Which of the nodes, by their places, read what others of them write."""
+    writer = {t.name: k for k, n in enumerate(nodes) for t in n.outputs if t.name}
     view = nx.DiGraph()
-    view.add_nodes_from(range(len(nodes)))
-    for k, node in enumerate(nodes):
-        for tensor in node.outputs:
-            for reader in bench.readers(tensor):
-                if id(reader) in inside:
-                    view.add_edge(k, inside[id(reader)])
+    view.add_edges_from([(writer[t.name], k) for k, n in enumerate(nodes) for t in n.inputs if t.name in writer])
     return view
 
 
-def _components(bench: Workbench, nodes: list[gs.Node]) -> list[list[gs.Node]]:
+def _components(nodes: list[gs.Node]) -> list[list[gs.Node]]:
     """Connected sets of nodes, each in the order of ``nodes``."""
-    found = nx.weakly_connected_components(_view(bench, nodes))
-    return [[nodes[k] for k in part] for part in sorted(sorted(c) for c in found)]
+    view = _view(nodes)
+    connected = [sorted(c) for c in nx.weakly_connected_components(view)]
+    found = sorted([*connected, *([k] for k in range(len(nodes)) if k not in view)])
+    return [[nodes[k] for k in part] for part in found]
 
 
 def _without(bench: Workbench, part: list[gs.Node], roots: list[gs.Node]) -> list[gs.Node]:
     """``part`` without ``roots`` and all that depends on them."""
-    view = _view(bench, part)
+    view = _view(part)
+    view.add_nodes_from(range(len(part)))
     ids = {id(n) for n in roots}
     gone: set[int] = set()
     for k in nx.topological_sort(view):

@@ -1,11 +1,10 @@
 """Computing constant subgraphs: ONNX Runtime sessions over many of them at once, with optimizations off.
 
-The kernels are those that would have run at inference time, so folding does not change a result's bits.
+The kernels are those that would have run at inference time, so folding does not change a result's bits. Nor does it
+where the few operators whose bits are the same everywhere are computed without a session.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import networkx as nx
 import numpy as np
@@ -15,7 +14,8 @@ import onnx_graphsurgeon as gs
 from graphopt.errors import ModelError
 from graphopt.ir.exporter import write_node
 from graphopt.ir.values import peek
-from graphopt.passes.fold.budget import Plan, plan
+from graphopt.passes.fold.budget import Allowance, Plan, plan
+from graphopt.passes.fold.exact import compute_exactly
 from graphopt.rewrite import Workbench
 from graphopt.runtime.session import open_session, run_feeds
 
@@ -26,14 +26,14 @@ _BATCH = 128
 class Evaluator:
     """Folds constant subgraphs within a byte budget, and remembers which nodes cannot be computed."""
 
-    def __init__(self, budget: Callable[[], int]) -> None:
-        self.budget = budget  # asked only where something could be folded
+    def __init__(self, allowance: Allowance) -> None:
+        self.allowance = allowance
         self._refused: dict[int, str] = {}
 
     def fold(self, bench: Workbench) -> None:
         """Replace the constant subgraphs that fit the budget by their values."""
         while True:
-            chosen = plan(bench, self.budget, self._refused)
+            chosen = plan(bench, self.allowance, self._refused)
             if not chosen.nodes:
                 return
             try:
@@ -72,10 +72,13 @@ def compute(opset: int, nodes: list[gs.Node], wanted: list[gs.Tensor]) -> dict[s
     Initializers are fed as inputs, so that they are neither copied into the proto nor bound by its size limit.
     Raises ModelError with ONNX Runtime's words.
     """
+    known, left = compute_exactly(nodes)
+    values = {t.name: known[t.name] for t in wanted if t.name in known}
     names = {t.name for t in wanted}
-    values: dict[str, np.ndarray] = {}
-    for batch in _batches(nodes):
-        values.update(_compute(opset, batch, [t.name for n in batch for t in n.outputs if t.name in names]))
+    for batch in _batches(left):
+        found = [t.name for n in batch for t in n.outputs if t.name in names]
+        if batch:
+            values.update(_compute(opset, batch, found, known))
     return values
 
 
@@ -98,8 +101,13 @@ def _batches(nodes: list[gs.Node]) -> list[list[gs.Node]]:
     return batches
 
 
-def _compute(opset: int, nodes: list[gs.Node], wanted: list[str]) -> dict[str, np.ndarray]:
-    weights = {t.name: peek(t) for n in nodes for t in n.inputs if isinstance(t, gs.Constant)}
+def _compute(
+    opset: int, nodes: list[gs.Node], wanted: list[str], known: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Run nodes that read initializers, tensors that are ``known``, and each other."""
+    read = [t for n in nodes for t in n.inputs]
+    weights = {t.name: peek(t) for t in read if isinstance(t, gs.Constant)}
+    weights.update((t.name, known[t.name]) for t in read if t.name in known)
     imports = [onnx.helper.make_opsetid("", opset)]
     version = onnx.helper.find_min_ir_version_for(imports)
     model = onnx.ModelProto(ir_version=max(version, 4), opset_import=imports)

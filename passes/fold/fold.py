@@ -8,6 +8,7 @@ from functools import partial
 
 from graphopt import Context, Kind, Model, option
 from graphopt.ir.values import nbytes
+from graphopt.passes.fold.budget import Allowance
 from graphopt.passes.fold.evaluate import Evaluator
 from graphopt.passes.fold.literals import constant_to_initializer
 from graphopt.passes.fold.reshape import constant_target
@@ -38,18 +39,19 @@ class Fold(RewritePass):
     def rules(self, model: Model, ctx: Context) -> Sequence[Rule]:
         shapes = ShapeValues()
         return (
-            Rule("literals", ("Constant",), constant_to_initializer),
-            Rule("reshape_targets", ("Reshape",), partial(constant_target, shapes)),
+            Rule("literals", ("Constant",), constant_to_initializer, forward=True),
+            Rule("reshape_targets", ("Reshape",), partial(constant_target, shapes), forward=True),
             Rule("range_bounds", ("Range",), scalar_bounds),
-            Rule("shapes", ShapeValues.OPERATORS, shapes.visit),
+            Rule("shapes", ShapeValues.OPERATORS, shapes.visit, forward=True),
         )
 
     def settle(self, bench: Workbench) -> None:
-        Evaluator(lambda: self._budget(bench.model)).fold(bench)
+        Evaluator(self._allowance(bench.model)).fold(bench)
         if bench.idle:
             bench.infer_shapes()
 
-    def _budget(self, model: Model) -> int:
-        if self.budget is not None:
-            return self.budget
-        return max(_SMALL, sum(nbytes(c) for c in model.constants(model.bare_graphs())) // 100)
+    def _allowance(self, model: Model) -> Allowance:
+        given = self.budget
+        if given is not None:
+            return Allowance(given, lambda: given)
+        return Allowance(_SMALL, lambda: max(_SMALL, sum(map(nbytes, model.constants(model.bare_graphs()))) // 100))

@@ -8,7 +8,8 @@ equal numbers, because ONNX gives a dimension name one value in a whole run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,10 +19,10 @@ from graphopt.rewrite.index import plain_dtype
 
 Element = int | str | tuple[str, int] | None
 _LONGEST = 64  # elements; shapes are short, data is not interpreted
+_INT64 = np.dtype(np.int64)
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """Elements of a vector, or the one element of a scalar."""
 
     elements: tuple[Element, ...]
@@ -29,7 +30,24 @@ class Value:
 
     @property
     def known(self) -> bool:
-        return all(isinstance(e, int) for e in self.elements)
+        for element in self.elements:  # noqa: SIM110 - asked for every operator that may be shape arithmetic
+            if not isinstance(element, int):
+                return False
+        return True
+
+    def fits(self, dtype: np.dtype) -> bool:
+        """Whether an integer type holds all elements that are known."""
+        low, high = _limits(dtype)
+        for element in self.elements:  # noqa: SIM110
+            if isinstance(element, int) and not low <= element <= high:
+                return False
+        return True
+
+
+@cache
+def _limits(dtype: np.dtype) -> tuple[int, int]:
+    limits = np.iinfo(dtype)
+    return int(limits.min), int(limits.max)
 
 
 def dims(tensor: gs.Tensor) -> tuple[Element, ...] | None:
@@ -59,19 +77,17 @@ class ShapeValues:
 
     def __init__(self) -> None:
         self._values: dict[str, Value] = {}
+        self._constants: dict[int, tuple[object, Value | None]] = {}  # by the id of their values; many share one
 
     def of(self, bench: Workbench, tensor: gs.Tensor) -> Value | None:
         """What is known of a tensor, or None for one that is not a short integer vector or scalar."""
-        if isinstance(tensor, gs.Constant):
-            dtype = plain_dtype(tensor)
-            if dtype is None or dtype.kind not in "iu" or len(tensor.shape) > 1:
-                return None
-            if any(d > _LONGEST for d in tensor.shape):
-                return None
-            array = bench.array(tensor)
-            assert array is not None
-            return Value(tuple(int(v) for v in array.reshape(-1)), array.ndim == 0)
-        return self._values.get(tensor.name)
+        if not isinstance(tensor, gs.Constant):
+            return self._values.get(tensor.name)
+        stored = tensor._values
+        known = self._constants.get(id(stored))
+        if known is None:
+            known = self._constants[id(stored)] = stored, _constant(bench, tensor)
+        return known[1]
 
     def visit(self, bench: Workbench, node: gs.Node) -> str | None:
         """Interpret a node. A result without unknowns replaces it; a partial one is remembered for its readers."""
@@ -79,18 +95,18 @@ class ShapeValues:
         if step is None or not node.inputs or len(node.outputs) != 1:
             return None
         target = node.outputs[0]
-        dtype = np.dtype(np.int64) if node.op in ("Shape", "Size") else plain_dtype(target)
+        dtype = _INT64 if node.op in ("Shape", "Size") else plain_dtype(target)
         if dtype is None or dtype.kind not in "iu":
             return None
         value = step(self, bench, node)
         if value is None or len(value.elements) > _LONGEST:
             return None
-        if dtype.itemsize < 4 and not value.known:
+        known = value.known
+        if dtype.itemsize < 4 and not known:
             return None  # an unknown dimension may not fit a narrow type
-        limits = np.iinfo(dtype)
-        if any(isinstance(e, int) and not limits.min <= e <= limits.max for e in value.elements):
+        if not value.fits(dtype):
             return None
-        if value.known:
+        if known:
             if bench.is_foreign(target):
                 return bench.why_bound(target)
             array = np.array(value.elements, dtype).reshape(() if value.scalar else (-1,))
@@ -102,6 +118,15 @@ class ShapeValues:
         if node.op in ("Shape", "Size"):
             return "the dimensions that it reads are not all known before the model runs"
         return None
+
+
+def _constant(bench: Workbench, tensor: gs.Constant) -> Value | None:
+    dtype = plain_dtype(tensor)
+    if dtype is None or dtype.kind not in "iu" or len(tensor.shape) > 1 or any(d > _LONGEST for d in tensor.shape):
+        return None
+    array = bench.array(tensor)
+    assert array is not None
+    return Value(tuple(array.reshape(-1).tolist()), array.ndim == 0)
 
 
 # --- one function an operator: the value of its output, or None --------------------------------------------------
@@ -135,7 +160,7 @@ def _product(elements: Sequence[Element]) -> Element:
 
 
 def _gather(values: ShapeValues, bench: Workbench, node: gs.Node) -> Value | None:
-    data, index = (values.of(bench, t) for t in node.inputs)
+    data, index = values.of(bench, node.inputs[0]), values.of(bench, node.inputs[1])
     if data is None or index is None or data.scalar or not index.known or node.attrs.get("axis", 0) not in (0, -1):
         return None
     picked: list[Element] = []

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from graphopt import Model, load, save
 from graphopt.ir import infer_shapes
 from graphopt.ir.importer import Values, import_graph
-from graphopt.ir.shapes import _LIKE_INPUT, _outputs_of, infer_node
+from graphopt.ir.node_shapes import _LIKE_INPUT, _outputs_of, infer_node
 from graphopt.ir.verify import Snapshot
 from graphopt.ir.view import all_graphs
 

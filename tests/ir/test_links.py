@@ -12,6 +12,7 @@ import pytest
 from graphopt import Context, Kind, Model, load, save
 from graphopt.pipeline import Registry
 from graphopt.rewrite import RewritePass, Rule
+from graphopt.rewrite.bypass import bypass
 from graphopt.runtime.target import get_target
 
 NET = """<ir_version: 8, opset_import: ["" : 17]> net (float[N,4] x) => (float[N,4] y)
@@ -82,6 +83,28 @@ def test_the_rules_of_a_pass_of_ones_own_have_them(tmp_path):
     model = read(tmp_path)
     result = Asking().run(model, Context(get_target("ort-cpu"), None, model.copy()))  # type: ignore[arg-type]
     assert [s.reason for s in result.skipped] == ["n1"]
+
+
+def test_they_are_right_where_a_rule_asks_for_them_in_the_middle_of_a_pass(tmp_path):
+    @dataclass(frozen=True)
+    class Late(RewritePass):
+        """Remove what is dead, ask for the graph, and remove another."""
+
+        name = "late"
+        kind = Kind.EXACT
+        resumes = True
+
+        def rules(self, model, ctx):
+            def late(bench, node):
+                bypass(bench, node)
+                assert model.graph.nodes
+
+            return (Rule("late", ("Clip",), late),)
+
+    model = read(tmp_path, NET.replace("c = Mul", "unread = Exp(b) c = Mul"))
+    assert Late().run(model, Context(get_target("ort-cpu"), None, model.copy())).changed  # type: ignore[arg-type]
+    save(model, tmp_path / "out.onnx")
+    assert links(model.graph) == links(gs.import_onnx(onnx.load(tmp_path / "out.onnx")))
 
 
 def test_the_hash_is_that_of_what_was_read(tmp_path):
