@@ -45,6 +45,26 @@ def test_indices_limit_and_labels(dataset):
         Batches(dataset, [6], UNIT, INPUT)
 
 
+@pytest.mark.parametrize("spec", ["imagenet", "efficientnet-lite", "unit", "raw"])
+def test_levels_are_what_pixels_become(dataset, spec):
+    batches = Batches(dataset, [4, 1], Preprocess.parse(spec), INPUT)
+    factor, offset = batches.levels()
+    assert factor.shape == offset.shape == (3,)
+    numbers = batches.picture(0).astype(np.float64) * factor + offset
+    np.testing.assert_allclose(batches.item(0), numbers.transpose(2, 0, 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "known"),
+    [(np.linspace(0, 255, 384), False), (np.arange(384) % 256, True), (np.arange(384), False)],
+    ids=["fractions", "pixels", "above 255"],
+)
+def test_only_pixels_have_levels(tmp_path, x, known):
+    path = tmp_path / "images.npz"
+    np.savez(path, x=x.reshape(2, 8, 8, 3).astype(np.float32))
+    assert (Batches(open_dataset(path), None, UNIT, INPUT).levels() is not None) == known
+
+
 def test_subset_is_seeded(dataset):
     batches = Batches(dataset, None, UNIT, INPUT)
     one, again = batches.subset(3, seed=1), batches.subset(3, seed=1)
