@@ -50,8 +50,14 @@ def enter(model: Model, ctx: Context, plan: Plan, spare: bool = True) -> Entry:
     assert isinstance(images, Batches)
     (factor, offset), image = levels, next((t for t in model.graph.inputs if t.name == images.input.name), None)
     nodes = list(model.graph.nodes)
+    if image is None or image.dtype != np.float32:
+        return Entry(plan)
+    there = [i for i, n in enumerate(nodes) if any(t is image for t in n.inputs) and _converts(n, factor)]
+    if there:  # by this pass, before the model was made float again
+        plan.int8.difference_update(there)
+        return Entry(plan, {nodes[i].outputs[0].name: (0.0, _TOP) for i in there})
     readers = [nodes[i] for i in sorted(plan.int8) if any(t is image for t in data_inputs(nodes[i], target))]
-    if image is None or image.dtype != np.float32 or not readers:
+    if not readers:
         return Entry(plan)
     zero = -offset / factor
     if np.ptp(factor) <= 1e-6 * factor[0] and np.abs(zero - np.clip(np.rint(zero[0]), 0, _TOP)).max() < _CLOSE:
@@ -76,6 +82,15 @@ def _hindered(node: gs.Node, images: Batches) -> str | None:
     if len(node.inputs) > 2 and node.inputs[2].name and constant_input(node, 2) is None:
         return "its bias is not constant"
     return None
+
+
+def _converts(node: gs.Node, factor: np.ndarray) -> bool:
+    """Whether a node brings an image back to its pixels already."""
+    weight = constant_input(node, 1)
+    if node.op != "Conv" or weight is None or weight.shape[1:] != (len(factor), 1, 1) or len(weight) < len(factor):
+        return False
+    unit = np.eye(len(weight), len(factor))
+    return bool(np.allclose(weight[:, :, 0, 0] * factor, unit, atol=1e-5))
 
 
 def _convert(model: Model, image: gs.Tensor, readers: list[gs.Node], factor: np.ndarray, offset: np.ndarray) -> str:

@@ -133,3 +133,13 @@ def test_where_int8_hardly_pays_no_operator_is_added(graph, tmp_path):
     model = Model.from_text(graph(PADDED, "[N,3,8,8]", "[N,4,8,8]", **SHAPES))
     _, entry = entered(model, images(tmp_path, MEANS), spare=False)
     assert "gains too little" in entry.skipped[0].reason and len(model.graph.nodes) == 3
+
+
+def test_a_model_made_float_again_is_not_converted_twice(graph, tmp_path):
+    model = Model.from_text(graph(PADDED, "[N,3,8,8]", "[N,4,8,8]", **SHAPES))
+    batches = images(tmp_path, MEANS)
+    Quantize().run(model, Context(eager(), batches, model.copy()))
+    convs = [n.name for n in model.graph.nodes if n.op == "Conv"]
+    result = Quantize(requantize=True).run(model, Context(eager(), batches, model.copy()))
+    assert result.metrics["lossless_input"] and [n.name for n in model.graph.nodes if n.op == "Conv"] == convs
+    assert not next(n for n in model.graph.nodes if n.op == "Conv").inputs[0].inputs  # it reads the image in float
