@@ -55,20 +55,19 @@ def enter(model: Model, ctx: Context, plan: Plan, spare: bool = True) -> Entry:
     there = [i for i, n in enumerate(nodes) if any(t is image for t in n.inputs) and _converts(n, factor)]
     if there:  # by this pass, before the model was made float again
         plan.int8.difference_update(there)
-        return Entry(plan, {nodes[i].outputs[0].name: (0.0, _TOP) for i in there})
+        kept = [Skipped(nodes[i].name, nodes[i].op, "it brings images back to their pixels") for i in there]
+        return Entry(plan, {nodes[i].outputs[0].name: (0.0, _TOP) for i in there}, kept)
     readers = [nodes[i] for i in sorted(plan.int8) if any(t is image for t in data_inputs(nodes[i], target))]
     if not readers:
         return Entry(plan)
     zero = -offset / factor
     if np.ptp(factor) <= 1e-6 * factor[0] and np.abs(zero - np.clip(np.rint(zero[0]), 0, _TOP)).max() < _CLOSE:
         return Entry(plan, {image.name: (float(offset[0]), float(offset[0] + _TOP * factor[0]))})
-    reasons = [
-        r if spare else "int8 gains too little to pay for it"
-        for n in readers
-        if (r := _hindered(n, images)) or not spare
-    ]
-    if reasons:
-        return Entry(plan, {}, [Skipped(n.name, n.op, _ROUNDED + reasons[0]) for n in readers])
+    hindered = [reason for n in readers if (reason := _hindered(n, images))]
+    if not spare:
+        hindered.append("int8 gains too little to pay for the operator that would spare them that")
+    if hindered:
+        return Entry(plan, {}, [Skipped(n.name, n.op, _ROUNDED + hindered[0]) for n in readers])
     name = _convert(model, image, readers, factor, offset)
     absorbed = {i + 1: root + 1 for i, root in plan.absorbed.items()}  # the new operator stands first
     return Entry(Plan({i + 1 for i in plan.int8}, absorbed, plan.skipped), {name: (0.0, _TOP)})
