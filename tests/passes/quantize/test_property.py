@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from graphopt import Model
 
 # Each takes a tensor [N,4,8,8] and gives one of the same shape.
+_GATED = "{y}_g = GlobalAveragePool({x}) {y} = Mul({x}, {y}_g)"
+_HIGHEST = 4  # power of the input: a few values of higher ones dwarf all others, and 256 levels cannot show both
 ALIKE = [
     "{y} = Conv<pads=[1,1,1,1]>({x}, w3, b)",
     "{y} = Conv({x}, w1)",
@@ -32,7 +34,7 @@ ALIKE = [
     "{y}_c = Concat<axis=1>({x}, {z}) {y} = Conv({y}_c, w8)",
     "{y}_a, {y}_b = Split<axis=1>({x}) {y} = Concat<axis=1>({y}_b, {y}_a)",
     "{y}_p = Pad({x}, pads) {y} = Conv({y}_p, w3)",
-    "{y}_g = GlobalAveragePool({x}) {y} = Mul({x}, {y}_g)",
+    _GATED,
     "{y}_t = Transpose<perm=[0,2,3,1]>({x}) {y}_m = MatMul({y}_t, wm) {y} = Transpose<perm=[0,3,1,2]>({y}_m)",
     "{y} = ConvTranspose<pads=[1,1,1,1]>({x}, w3)",
     "{y} = Identity({x})",
@@ -49,9 +51,15 @@ HEADS = [
 @st.composite
 def networks(draw) -> tuple[str, int]:
     names, lines = ["x"], []
+    degree = {"x": 1}
     for i in range(draw(st.integers(1, 7))):
         first, second = draw(st.sampled_from(names[-2:])), draw(st.sampled_from(names))
-        lines.append(draw(st.sampled_from(ALIKE)).format(x=first, z=second, y=f"t{i}"))
+        what = draw(st.sampled_from(ALIKE))
+        factors = {"{y} = Mul({x}, {z})": (first, second), _GATED: (first, first)}.get(what)
+        if factors is not None and sum(degree[f] for f in factors) > _HIGHEST:
+            what, factors = "{y} = Identity({x})", None
+        degree[f"t{i}"] = sum(degree[f] for f in factors) if factors else max(degree[first], degree[second])
+        lines.append(what.format(x=first, z=second, y=f"t{i}"))
         names.append(f"t{i}")
     if not any("= Conv<" in line or "= Conv(" in line or "MatMul" in line for line in lines):
         lines.append(f"last = Conv({names[-1]}, w1)")
