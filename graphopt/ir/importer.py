@@ -16,7 +16,7 @@ from onnx import AttributeProto, TensorProto
 from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter, get_onnx_tensor_dtype
 
 from graphopt.errors import ModelError
-from graphopt.ir.objects import Shape, new_constant, new_node, new_variable, refuse
+from graphopt.ir.objects import Node, Shape, link_node, new_constant, new_variable, refuse
 from graphopt.ir.values import StoredSparse, StoredValues
 
 # By the type of an attribute: the field that holds it, and how it is read.
@@ -216,7 +216,10 @@ class _Builder:
                 for text in (op, title, domain, *attrs):
                     if type(text) is bytes:
                         refuse(text)
-            nodes.append(new_node(op, title, attrs, inputs, outputs, domain, linked))
+            made = Node(op, title, attrs, inputs, outputs, domain)
+            if linked:
+                link_node(made)
+            nodes.append(made)
         return nodes
 
     def _read(self, name: str, own: _Tensors, coming: _Tensors, outer: _Tensors) -> gs.Tensor:

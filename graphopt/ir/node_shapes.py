@@ -37,8 +37,7 @@ def infer_node(model: Model, node: gs.Node) -> None:
             tensor.dtype = get_onnx_tensor_dtype(value)
         shape = get_onnx_tensor_shape(value)
         if shape is not None:
-            old = tensor.shape if tensor.shape is not None and len(tensor.shape) == len(shape) else [None] * len(shape)
-            tensor.shape = [was if now is None else now for was, now in zip(old, (tidy(d) for d in shape), strict=True)]
+            _refine(tensor, [tidy(d) for d in shape])
 
 
 # The type and shape of their only output are those of their first input, in all versions.
@@ -56,10 +55,14 @@ def _like_input(model: Model, node: gs.Node) -> bool:
         return False
     if target.dtype is None:
         target.dtype = source.dtype
-    shape = [None if d == "" or (isinstance(d, int) and d < 0) else tidy(d) for d in source.shape]
-    old = target.shape if target.shape is not None and len(target.shape) == len(shape) else [None] * len(shape)
-    target.shape = [was if now is None else now for was, now in zip(old, shape, strict=True)]
+    _refine(target, [None if d == "" or (isinstance(d, int) and d < 0) else tidy(d) for d in source.shape])
     return True
+
+
+def _refine(tensor: gs.Variable, shape: list[int | str | None]) -> None:
+    """Take in a shape; what it leaves open stays as it was."""
+    old = tensor.shape if tensor.shape is not None and len(tensor.shape) == len(shape) else [None] * len(shape)
+    tensor.shape = [was if now is None else now for was, now in zip(old, shape, strict=True)]
 
 
 _UNKNOWN = (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError)

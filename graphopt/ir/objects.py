@@ -94,22 +94,6 @@ def new_constant(name: str, values: object, data_location: int | None = None, li
     return tensor
 
 
-def new_node(
-    op: str,
-    name: str,
-    attrs: dict[str, object],
-    inputs: list[gs.Tensor],
-    outputs: list[gs.Tensor],
-    domain: str | None = None,
-    linked: bool = True,
-) -> gs.Node:
-    """A node. With ``linked``, its tensors list it, and its lists keep that in step."""
-    node = Node(op, name, attrs, inputs, outputs, domain)
-    if linked:
-        _link_node(node)
-    return node
-
-
 def make_constant(tensor: gs.Variable, values: object, export_dtype: object = None) -> None:
     """Turn a variable into a constant in its place, as ``to_constant`` does in several times as long."""
     tensor.__class__ = Constant if type(tensor) is Variable else gs.Constant  # type: ignore[assignment]
@@ -130,10 +114,11 @@ def link(graph: gs.Graph) -> None:
     for tensor in graph.inputs + graph.outputs:
         unlink(tensor)
     for node in graph.nodes:
-        _link_node(node)
+        link_node(node)
 
 
-def _link_node(node: gs.Node) -> None:
+def link_node(node: gs.Node) -> None:
+    """Let the tensors of a node list it, and its lists keep that in step."""
     reads, writes = _Outward(node.inputs), _Inward(node.outputs)
     reads.parent_obj = writes.parent_obj = node
     set_attribute(node, "inputs", reads)
