@@ -403,7 +403,8 @@ class Workbench(Worklist):
         """What was left alone, in the order of nodes: one reason a node, the first rule's."""
         said = [key for key, reasons in self._skipped.items() if reasons and key in self._alive]
         said.sort(key=lambda key: self.position(self._alive[key]))
-        return [_as_skipped(self._alive[key], next(iter(self._skipped[key].values()))) for key in said]
+        nodes = [self._alive[key] for key in said]
+        return [Skipped(n.name, n.op, next(iter(self._skipped[id(n)].values()))) for n in nodes]
 
     def infer_shapes(self) -> None:
         """Infer shapes below what changed, as far as they were unknown, and look again where that told something."""
@@ -539,10 +540,6 @@ class Workbench(Worklist):
         self.edits += 1
         if node is not None:
             self._stale[id(node)] = node
-
-
-def _as_skipped(node: gs.Node, reason: str) -> Skipped:
-    return Skipped(node.name, node.op, reason)
 
 
 def _names_read(graph: gs.Graph) -> set[str]:
