@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from graphopt.data.loader import Batches
 from graphopt.ir import Model
 from graphopt.ir.view import is_standard
-from graphopt.passes.quantize.operators import constant_input, data_inputs, has_weights
+from graphopt.passes.quantize.operators import constant_input, data_inputs, has_weights, takes_offset
 from graphopt.passes.quantize.placement import Plan
 from graphopt.pipeline import Context, Skipped
 
@@ -44,14 +44,12 @@ def enter(model: Model, ctx: Context, plan: Plan, spare: bool = True) -> Entry:
     layers that read no image, are not mentioned.
     """
     images, target = ctx.calibration, ctx.target
-    levels = images.levels() if isinstance(images, Batches) else None
-    if levels is None or target.activation != "uint8" or target.symmetric_activations:
+    if not isinstance(images, Batches) or target.activation != "uint8" or target.symmetric_activations:
         return Entry(plan)
-    assert isinstance(images, Batches)
-    (factor, offset), image = levels, next((t for t in model.graph.inputs if t.name == images.input.name), None)
-    nodes = list(model.graph.nodes)
-    if image is None or image.dtype != np.float32:
+    levels, image = images.levels(), next((t for t in model.graph.inputs if t.name == images.input.name), None)
+    if levels is None or image is None or image.dtype != np.float32:
         return Entry(plan)
+    (factor, offset), nodes = levels, list(model.graph.nodes)
     there = [i for i, n in enumerate(nodes) if any(t is image for t in n.inputs) and _converts(n, factor)]
     if there:  # by this pass, before the model was made float again
         plan.int8.difference_update(there)
@@ -78,9 +76,7 @@ def _hindered(node: gs.Node, images: Batches) -> str | None:
         return "its channels are not on the second axis, where a Conv has them"
     if not (node.op == "Conv" and is_standard(node) and has_weights(node) and node.attrs.get("group", 1) == 1):
         return "only a Conv without groups, with constant weights, takes the normalization of pixels into its weights"
-    if len(node.inputs) > 2 and node.inputs[2].name and constant_input(node, 2) is None:
-        return "its bias is not constant"
-    return None
+    return None if takes_offset(node) else "its bias is not constant"
 
 
 def _converts(node: gs.Node, factor: np.ndarray) -> bool:
@@ -132,5 +128,4 @@ def _take_in(model: Model, node: gs.Node, factor: np.ndarray, offset: np.ndarray
 
 
 def _pads(node: gs.Node) -> bool:
-    automatic = node.attrs.get("auto_pad", "NOTSET")
-    return any(node.attrs.get("pads", ())) or automatic not in ("NOTSET", "VALID", b"NOTSET", b"VALID")
+    return any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
