@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from threadpoolctl import threadpool_limits
@@ -109,10 +109,7 @@ class Prune(Pass):
             space = candidates(labels, self.keep, self.ratios, multiple)
             skipped = [*(Skipped(x.node, x.op, x.reason, x.macs) for x in why_not(labels, cost)), *space.left]
             if goal.trivial and not any(space.ratios.values()):
-                size = weight_bytes(model)
-                metrics = _metrics(cost, cost, (size, size), labels, None, ())
-                metrics |= _held_back(labels, cost, space.families)
-                return PassResult(False, metrics, _ordered(skipped))
+                return _unchanged(model, cost, labels, space.families, skipped, {})
             images = images or self._images(model, ctx)
             curves = [
                 pinned(curve, space.ratios[family.name]) if family.name in space.ratios else curve
@@ -128,10 +125,7 @@ class Prune(Pass):
             if result.met or not result.plan.keep.all():
                 break
         if result.met:
-            size = weight_bytes(model)
-            metrics = _metrics(cost, cost, (size, size), labels, None, ()) | result.metrics
-            metrics |= _held_back(labels, cost, planner.families)
-            return PassResult(False, metrics, _ordered(skipped))
+            return _unchanged(model, cost, labels, planner.families, skipped, result.metrics)
         if result.plan.keep.all():
             raise PassError("nothing could be pruned: " + _summary(_ordered(skipped)), _hint(planner.families))
         if result.recovery is not None:
@@ -200,6 +194,19 @@ class Prune(Pass):
             )
             return by_scores(families, scores, multiple, self.min_keep)
         return by_reconstruction(model, labels, families, scores, multiple, self.min_keep, images, cost.macs, ctx)
+
+
+def _unchanged(
+    model: Model,
+    cost: Cost,
+    labels: Labels,
+    families: tuple[Family, ...],
+    skipped: list[Skipped],
+    found: Mapping[str, object],
+) -> PassResult:
+    size = weight_bytes(model)
+    metrics = {**_metrics(cost, cost, (size, size), labels, None, ()), **found, **_held_back(labels, cost, families)}
+    return PassResult(False, metrics, _ordered(skipped))
 
 
 def _held_back(labels: Labels, cost: Cost, families: tuple[Family, ...]) -> dict[str, object]:
